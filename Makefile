@@ -1,0 +1,48 @@
+# One short command for each thing a developer does; CI calls the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
+SETUP_DEMO := $(VENV)/.setup-demo-$(shell cat requirements/demo.txt pyproject.toml | sha256sum | cut -c1-12)
+PROTOS := $(wildcard proto/*.proto)
+CODE := cli components dag frontdoor rpc shared sidecar workers demo bench tests
+
+.PHONY: setup up demo demo-up test test-fast test-full lint bench proto clean
+
+setup: $(SETUP)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Inferflow needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(SETUP): | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(SETUP_DEMO): $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/demo.txt
+	@touch $@
+
+up: setup
+	$(BIN)/supervisord -n -c supervisord.conf
+
+test: setup
+	$(BIN)/python -m pytest -m "not full"
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not full"
+
+test-full: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto $(PROTOS)
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache run state
