@@ -1,0 +1,160 @@
+"""A model config, typed: the JSON document of one model_config_id.
+
+Field names are those of the document. Unknown keys are ignored (other tools write them), and `null` means
+absent. Decoding checks JSON types only; what the values mean together is checked by `dag.validate`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "ComponentConfig",
+    "FeatureComponent",
+    "FeatureGroup",
+    "FsKey",
+    "FsRequest",
+    "ModelConfig",
+    "ModelEndpoint",
+    "ModelInput",
+    "ModelOutput",
+    "NumerixComponent",
+    "PredatorComponent",
+    "ResponseConfig",
+    "RouteConfig",
+    "decode",
+]
+
+ROOT = "feature_initializer"
+"""Name of the component that builds the matrix: the root of every DAG."""
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """What all parts of the document share: immutable."""
+
+
+class FsKey(_Part, kw_only=True):
+    schema: str
+    col: str
+
+
+class FeatureGroup(_Part, kw_only=True):
+    label: str
+    data_type: str
+    features: list[str] = []
+
+
+class FsRequest(_Part, kw_only=True):
+    label: str = ""
+    feature_groups: list[FeatureGroup] = msgspec.field(name="featureGroups", default_factory=list)
+
+
+class FeatureComponent(_Part, kw_only=True):
+    component: str
+    component_id: str = ""
+    composite_id: bool = False
+    fs_keys: list[FsKey] = []
+    fs_request: FsRequest = FsRequest()
+    fs_flatten_resp_keys: list[str] = []
+    comp_cache_enabled: bool = False
+    comp_cache_ttl: int = 0  # seconds; 0: that of the config
+    col_name_prefix: str = ""
+
+
+class ModelEndpoint(_Part, kw_only=True):
+    endpoint: str
+    percentage: int = 0
+
+
+class RouteConfig(_Part, kw_only=True):
+    """Routing as the config console writes it."""
+
+    model_endpoint: str
+    model_name: str = ""
+    routing_percentage: int = 0
+
+
+class ModelInput(_Part, kw_only=True):
+    name: str
+    features: list[str]
+    shape: list[int]
+    data_type: str
+
+
+class ModelOutput(_Part, kw_only=True):
+    name: str
+    model_scores: list[str]
+    model_scores_dims: list[list[int]] = []
+    data_type: str
+
+
+class PredatorComponent(_Part, kw_only=True):
+    component: str
+    component_id: str = ""
+    model_name: str
+    model_end_point: str = ""
+    model_end_points: list[ModelEndpoint] = []
+    route_config: list[RouteConfig] = []
+    deadline: int = 0  # ms; 0: EXTERNAL_SERVICE_PREDATOR_DEADLINE
+    batch_size: int = 0  # rows a call; 0: all rows in one
+    calibration: str = ""
+    inputs: list[ModelInput] = []
+    outputs: list[ModelOutput] = []
+    slate_component: bool = False
+
+
+class NumerixComponent(_Part, kw_only=True):
+    component: str
+    component_id: str = ""
+    score_col: str
+    data_type: str = ""
+    score_mapping: dict[str, str] = {}
+    compute_id: str
+    slate_component: bool = False
+
+
+class ComponentConfig(_Part, kw_only=True):
+    cache_enabled: bool = False
+    cache_version: int = 0  # 0 means 1
+    cache_ttl: int = 0  # seconds; 0 means 100
+    error_logging_percent: int = 0
+    feature_components: list[FeatureComponent] = []
+    predator_components: list[PredatorComponent] = []
+    numerix_components: list[NumerixComponent] = []
+
+
+class ResponseConfig(_Part, kw_only=True):
+    features: list[str] = []
+    model_schema_features_perc: int = 0
+    logging_perc: int = 0
+    log_features: bool = False
+    log_batch_size: int = 500
+
+
+class DagExecutionConfig(_Part, kw_only=True):
+    component_dependency: dict[str, list[str]] = {}
+
+
+class ModelConfig(_Part, kw_only=True):
+    dag_execution_config: DagExecutionConfig = DagExecutionConfig()
+    component_config: ComponentConfig = ComponentConfig()
+    response_config: ResponseConfig = ResponseConfig()
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value if item is not None]
+    return value
+
+
+def decode(document: bytes | str) -> ModelConfig:
+    """The typed config of a JSON document.
+
+    Raises msgspec.DecodeError when it is no JSON, msgspec.ValidationError (with a JSON path) when a value
+    has the wrong JSON type or a needed key is missing.
+    """
+    return msgspec.convert(_without_nulls(msgspec.json.decode(document)), ModelConfig)
