@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "ROOT",
     "ComponentConfig",
     "FeatureComponent",
     "FeatureGroup",
@@ -31,27 +32,23 @@ ROOT = "feature_initializer"
 """Name of the component that builds the matrix: the root of every DAG."""
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """What all parts of the document share: immutable."""
-
-
-class FsKey(_Part, kw_only=True):
+class FsKey(msgspec.Struct, frozen=True, kw_only=True):
     schema: str
     col: str
 
 
-class FeatureGroup(_Part, kw_only=True):
+class FeatureGroup(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     data_type: str
     features: list[str] = []
 
 
-class FsRequest(_Part, kw_only=True):
+class FsRequest(msgspec.Struct, frozen=True, kw_only=True):
     label: str = ""
     feature_groups: list[FeatureGroup] = msgspec.field(name="featureGroups", default_factory=list)
 
 
-class FeatureComponent(_Part, kw_only=True):
+class FeatureComponent(msgspec.Struct, frozen=True, kw_only=True):
     component: str
     component_id: str = ""
     composite_id: bool = False
@@ -63,12 +60,12 @@ class FeatureComponent(_Part, kw_only=True):
     col_name_prefix: str = ""
 
 
-class ModelEndpoint(_Part, kw_only=True):
+class ModelEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     percentage: int = 0
 
 
-class RouteConfig(_Part, kw_only=True):
+class RouteConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Routing as the config console writes it."""
 
     model_endpoint: str
@@ -76,21 +73,21 @@ class RouteConfig(_Part, kw_only=True):
     routing_percentage: int = 0
 
 
-class ModelInput(_Part, kw_only=True):
+class ModelInput(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     features: list[str]
     shape: list[int]
     data_type: str
 
 
-class ModelOutput(_Part, kw_only=True):
+class ModelOutput(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     model_scores: list[str]
     model_scores_dims: list[list[int]] = []
     data_type: str
 
 
-class PredatorComponent(_Part, kw_only=True):
+class PredatorComponent(msgspec.Struct, frozen=True, kw_only=True):
     component: str
     component_id: str = ""
     model_name: str
@@ -105,7 +102,7 @@ class PredatorComponent(_Part, kw_only=True):
     slate_component: bool = False
 
 
-class NumerixComponent(_Part, kw_only=True):
+class NumerixComponent(msgspec.Struct, frozen=True, kw_only=True):
     component: str
     component_id: str = ""
     score_col: str
@@ -115,7 +112,7 @@ class NumerixComponent(_Part, kw_only=True):
     slate_component: bool = False
 
 
-class ComponentConfig(_Part, kw_only=True):
+class ComponentConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_enabled: bool = False
     cache_version: int = 0  # 0 means 1
     cache_ttl: int = 0  # seconds; 0 means 100
@@ -125,7 +122,7 @@ class ComponentConfig(_Part, kw_only=True):
     numerix_components: list[NumerixComponent] = []
 
 
-class ResponseConfig(_Part, kw_only=True):
+class ResponseConfig(msgspec.Struct, frozen=True, kw_only=True):
     features: list[str] = []
     model_schema_features_perc: int = 0
     logging_perc: int = 0
@@ -133,21 +130,22 @@ class ResponseConfig(_Part, kw_only=True):
     log_batch_size: int = 500
 
 
-class DagExecutionConfig(_Part, kw_only=True):
+class DagExecutionConfig(msgspec.Struct, frozen=True, kw_only=True):
     component_dependency: dict[str, list[str]] = {}
 
 
-class ModelConfig(_Part, kw_only=True):
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     dag_execution_config: DagExecutionConfig = DagExecutionConfig()
     component_config: ComponentConfig = ComponentConfig()
     response_config: ResponseConfig = ResponseConfig()
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """`value` without keys whose value is null. Nulls in lists stay: dropping one would shift the rest."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value if item is not None]
+        return [without_nulls(item) for item in value]
     return value
 
 
@@ -155,6 +153,6 @@ def decode(document: bytes | str) -> ModelConfig:
     """The typed config of a JSON document.
 
     Raises msgspec.DecodeError when it is no JSON, msgspec.ValidationError (with a JSON path) when a value
-    has the wrong JSON type or a needed key is missing.
+    has the wrong JSON type or a needed key is missing, RecursionError when it is nested too deeply.
     """
-    return msgspec.convert(_without_nulls(msgspec.json.decode(document)), ModelConfig)
+    return msgspec.convert(without_nulls(msgspec.json.decode(document)), ModelConfig)
