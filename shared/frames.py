@@ -1,0 +1,488 @@
+"""The frames on the Unix sockets between front doors, workers and the config sidecar.
+
+Layouts are those of docs/architecture.md: little-endian, `u32 length` (of what follows) · `u8 kind` ·
+payload. This module turns bytes into typed frames and back; it owns no socket and passes no descriptors.
+
+Both ends are ours, and still nothing is trusted: a length is checked before anything is kept for it, and a
+frame that contradicts itself raises FrameError, after which the connection is of no more use.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+import orjson
+
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "NO_METADATA",
+    "Activate",
+    "Answer",
+    "Cancel",
+    "Frame",
+    "FrameError",
+    "FrameReader",
+    "Hello",
+    "Kind",
+    "Metadata",
+    "Prepared",
+    "Readiness",
+    "Request",
+    "Snapshot",
+    "State",
+    "Subscribe",
+    "answer_head",
+    "encode_metadata",
+    "request_head",
+]
+
+Metadata: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Pairs of an ASCII name and a value, in wire order; names may repeat."""
+
+MAX_TEXT_BYTES = 4096
+"""Reasons and messages are for people: longer ones are cut here when they are encoded."""
+
+_U16_MAX = 0xFFFF
+_U32_MAX = 0xFFFF_FFFF
+
+
+class FrameError(ValueError):
+    """A frame that cannot be read or written. The text names kind, place and bound."""
+
+
+class Kind(enum.IntEnum):
+    """The byte that tells frames apart."""
+
+    HELLO = 1
+    STATE = 2
+    REQUEST = 3
+    CANCEL = 4
+    ANSWER = 5
+    SUBSCRIBE = 16
+    SNAPSHOT = 17
+    PREPARED = 18
+    ACTIVATE = 19
+
+
+class Readiness(enum.IntEnum):
+    """What a worker can take."""
+
+    NOT_READY = 0
+    READY = 1
+    DRAINING = 2
+    """Send nothing new; what is in flight will be answered."""
+
+
+_LENGTH = Struct("<I")
+_HEADER = Struct("<IB")
+_COUNT = Struct("<H")
+_HELLO = Struct("<III")
+_STATE = Struct("<BQH")
+_REQUEST = Struct("<QQBH")
+_REQUEST_HEAD = Struct("<IBQQB")
+_CANCEL = Struct("<Q")
+_ANSWER = Struct("<QBH")
+_PLAIN_ANSWER = Struct("<QBHH")
+_ANSWER_HEAD = Struct("<IBQBH")
+_SUBSCRIBE = Struct("<II")
+_SNAPSHOT = Struct("<QQ")
+_VERSION = Struct("<Q")
+
+
+# ---------------------------------------------------------------- the frames
+
+
+class Hello(NamedTuple):
+    """Worker → door, first on a connection."""
+
+    worker: int
+    pid: int
+    max_in_flight: int
+    """Requests that this door may have at the worker at a time."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.HELLO, _HELLO.pack(*self))
+
+
+class State(NamedTuple):
+    """Worker → door, after HELLO and at every change."""
+
+    readiness: Readiness
+    version: int
+    """The active config version; 0 while there is none."""
+    reason: str
+    """Why it is not ready; empty when it is."""
+
+    def encode(self) -> bytes:
+        reason = _text(self.reason)
+        return _whole(Kind.STATE, _STATE.pack(self.readiness, self.version, len(reason)) + reason)
+
+
+class Request(NamedTuple):
+    """Door → worker: one call."""
+
+    id: int
+    """Chosen by the door, never used twice on a connection."""
+    deadline_us: int
+    """Microseconds left when the frame was written; 0 = none."""
+    method: int
+    """Index into frontdoor.services.METHODS."""
+    metadata: Metadata
+    body: bytes
+
+    def encode(self) -> bytes:
+        metadata = encode_metadata(self.metadata)
+        return request_head(self.id, self.deadline_us, self.method, metadata, len(self.body)) + self.body
+
+
+class Cancel(NamedTuple):
+    """Door → worker: nobody waits for this request any more. It may cross its answer."""
+
+    id: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.CANCEL, _CANCEL.pack(self.id))
+
+
+class Answer(NamedTuple):
+    """Worker → door: the one answer of a request."""
+
+    id: int
+    status: int
+    """A gRPC status code."""
+    message: str
+    metadata: Metadata
+    """Trailing metadata."""
+    body: bytes
+
+    def encode(self) -> bytes:
+        return answer_head(self.id, self.status, self.message, self.metadata, len(self.body)) + self.body
+
+
+class Subscribe(NamedTuple):
+    """Worker → sidecar, first on a connection."""
+
+    worker: int
+    pid: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.SUBSCRIBE, _SUBSCRIBE.pack(*self))
+
+
+class Snapshot(NamedTuple):
+    """Sidecar → worker: prepare this version. Its memfd rides along with the frame."""
+
+    version: int
+    length: int
+    """Bytes of the document in the memfd."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.SNAPSHOT, _SNAPSHOT.pack(*self))
+
+
+class Prepared(NamedTuple):
+    """Worker → sidecar: this version can be activated, but for these configs."""
+
+    version: int
+    refused: dict[str, str]
+    """model_config_id → why this worker cannot serve it."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.PREPARED, _VERSION.pack(self.version) + orjson.dumps(self.refused))
+
+
+class Activate(NamedTuple):
+    """Sidecar → worker: serve with this version from now on."""
+
+    version: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.ACTIVATE, _VERSION.pack(self.version))
+
+
+Frame: TypeAlias = Hello | State | Request | Cancel | Answer | Subscribe | Snapshot | Prepared | Activate
+F = TypeVar("F", bound=Frame)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def request_head(request_id: int, deadline_us: int, method: int, metadata: bytes, body_bytes: int) -> bytes:
+    """All of a REQUEST frame but its body, which the caller writes behind it without copying it.
+
+    `metadata` is encoded (`encode_metadata`), since a door may send the same request twice.
+    Raises FrameError when the frame would not fit a u32 length.
+    """
+    length = 18 + len(metadata) + body_bytes
+    if length > _U32_MAX:
+        raise FrameError(f"REQUEST {request_id}: body of {body_bytes} bytes does not fit a frame")
+    return _REQUEST_HEAD.pack(length, Kind.REQUEST, request_id, deadline_us, method) + metadata
+
+
+def answer_head(request_id: int, status: int, message: str, metadata: Metadata, body_bytes: int) -> bytes:
+    """All of an ANSWER frame but its body, which the caller writes behind it (in pieces, if it likes).
+
+    Raises FrameError when the metadata or the frame is too long.
+    """
+    text = _text(message)
+    tail = encode_metadata(metadata)
+    length = 12 + len(text) + len(tail) + body_bytes
+    if length > _U32_MAX:
+        raise FrameError(f"ANSWER {request_id}: body of {body_bytes} bytes does not fit a frame")
+    return _ANSWER_HEAD.pack(length, Kind.ANSWER, request_id, status, len(text)) + text + tail
+
+
+def encode_metadata(metadata: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Metadata as it stands in REQUEST and ANSWER frames.
+
+    Raises FrameError for a name that is not ASCII and for whatever does not fit a u16.
+    """
+    parts = [b""]
+    for name, value in metadata:
+        if not name.isascii() or len(name) > _U16_MAX or len(value) > _U16_MAX:
+            raise FrameError(
+                f"metadata {name[:64]!r}: the name must be ASCII, name ({len(name)} bytes) and value "
+                f"({len(value)} bytes) at most {_U16_MAX} bytes"
+            )
+        parts += (_COUNT.pack(len(name)), name, _COUNT.pack(len(value)), value)
+    count = len(parts) // 4
+    if count > _U16_MAX:
+        raise FrameError(f"metadata: {count} entries, at most {_U16_MAX}")
+    parts[0] = _COUNT.pack(count)
+    return b"".join(parts)
+
+
+def _whole(kind: Kind, payload: bytes) -> bytes:
+    return _HEADER.pack(1 + len(payload), kind) + payload
+
+
+def _text(text: str) -> bytes:
+    """UTF-8, cut at a character's end. A lone surrogate is written as an escape: a reason must get through."""
+    raw = text.encode("utf-8", "backslashreplace")
+    return raw if len(raw) <= MAX_TEXT_BYTES else raw[:MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
+
+
+NO_METADATA = encode_metadata(())
+
+
+# ---------------------------------------------------------------- reading
+
+
+class FrameReader(Generic[F]):
+    """Turns the bytes of one connection into frames. Belongs to one thread.
+
+    `accepted` are the frames that the peer may send: `FrameReader[Hello | State]((Hello, State), limit)`.
+    A frame inside one chunk is decoded where it stands, so that its body is copied once. What is split over
+    chunks is kept as a list and joined once, when its last byte is there: the work is linear in the bytes
+    however they are fragmented.
+    """
+
+    def __init__(self, accepted: tuple[type[F], ...], max_frame_bytes: int) -> None:
+        self._decoders: dict[int, Callable[[bytes, int, int], F]] = {
+            _KINDS[frame]: _DECODERS[_KINDS[frame]] for frame in accepted
+        }
+        self._accepted = accepted
+        self._max = max_frame_bytes
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._need = _LENGTH.size
+
+    def __repr__(self) -> str:
+        names = ", ".join(frame.__name__ for frame in self._accepted)
+        return f"<FrameReader of {names}: {self._size} of {self._need} bytes pending>"
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not complete; not 0 at the end of a connection means it was cut."""
+        return self._size
+
+    def feed(self, data: bytes) -> list[F]:
+        """The frames that these bytes complete, in order.
+
+        Raises FrameError for a frame that is longer than the limit, of a kind that the peer may not send,
+        or malformed. Frames of the same chunk before it are lost with it: the caller closes the connection.
+        """
+        if self._pending:
+            self._pending.append(data)
+            self._size += len(data)
+            if self._size < self._need:
+                return []
+            data = b"".join(self._pending)
+            self._pending = []
+        return self._decode(data)
+
+    def _decode(self, data: bytes) -> list[F]:
+        frames: list[F] = []
+        position, size = 0, len(data)
+        need = _LENGTH.size
+        while size - position >= need:
+            (length,) = _LENGTH.unpack_from(data, position)
+            if not 1 <= length <= self._max:
+                raise FrameError(f"frame of {length} bytes: must be 1 to {self._max}")
+            end = position + 4 + length
+            if end > size:
+                need = 4 + length
+                break
+            kind = data[position + 4]
+            decoder = self._decoders.get(kind)
+            if decoder is None:
+                raise FrameError(f"frame of kind {kind} ({_kind_name(kind)}): must be {self._expected()}")
+            frames.append(decoder(data, position + 5, end))
+            position = end
+        self._need = need
+        self._size = size - position
+        if self._size:
+            self._pending = [data[position:] if position else data]
+        return frames
+
+    def _expected(self) -> str:
+        return " or ".join(_KINDS[frame].name for frame in self._accepted)
+
+
+def _kind_name(kind: int) -> str:
+    return Kind(kind).name if kind in _DECODERS else "unknown"
+
+
+def _fixed(layout: Struct, kind: Kind, data: bytes, start: int, end: int) -> tuple[Any, ...]:
+    """The numbers of a frame that has nothing else."""
+    if end - start != layout.size:
+        raise FrameError(f"{kind.name}: payload of {end - start} bytes, must be {layout.size}")
+    return layout.unpack_from(data, start)
+
+
+def _head(layout: Struct, kind: Kind, data: bytes, start: int, end: int) -> tuple[Any, ...]:
+    """The numbers at the start of a frame that goes on behind them."""
+    if end - start < layout.size:
+        raise FrameError(f"{kind.name}: payload of {end - start} bytes, must be at least {layout.size}")
+    return layout.unpack_from(data, start)
+
+
+def _slice(data: bytes, start: int, length: int, end: int, kind: Kind, place: str) -> bytes:
+    if length > end - start:
+        raise FrameError(f"{kind.name}: {place} of {length} bytes, only {end - start} are left in the frame")
+    return data[start : start + length]
+
+
+def _read_text(data: bytes, start: int, length: int, end: int, kind: Kind, place: str) -> str:
+    try:
+        return _slice(data, start, length, end, kind, place).decode()
+    except UnicodeDecodeError as error:
+        raise FrameError(f"{kind.name}: {place} is not UTF-8 at its byte {error.start}") from error
+
+
+def _read_count(data: bytes, start: int, end: int, kind: Kind, place: str) -> int:
+    if end - start < 2:
+        raise FrameError(f"{kind.name}: {place} needs 2 bytes, {end - start} are left in the frame")
+    count: int = _COUNT.unpack_from(data, start)[0]
+    return count
+
+
+def _read_metadata(count: int, data: bytes, start: int, end: int, kind: Kind) -> tuple[Metadata, int]:
+    """The entries, and where they end."""
+    entries: list[tuple[bytes, bytes]] = []
+    for index in range(count):
+        pair: list[bytes] = []
+        for place in (f"metadata[{index}] name", f"metadata[{index}] value"):
+            length = _read_count(data, start, end, kind, f"length of {place}")
+            pair.append(_slice(data, start + 2, length, end, kind, place))
+            start += 2 + length
+        if not pair[0].isascii():
+            raise FrameError(f"{kind.name}: metadata[{index}] name {pair[0][:64]!r} is not ASCII")
+        entries.append((pair[0], pair[1]))
+    return tuple(entries), start
+
+
+def _decode_hello(data: bytes, start: int, end: int) -> Hello:
+    return Hello(*_fixed(_HELLO, Kind.HELLO, data, start, end))
+
+
+def _decode_state(data: bytes, start: int, end: int) -> State:
+    readiness, version, length = _head(_STATE, Kind.STATE, data, start, end)
+    if readiness > Readiness.DRAINING:
+        raise FrameError(f"STATE: readiness {readiness}, must be 0 to {int(Readiness.DRAINING)}")
+    start += _STATE.size
+    if length != end - start:
+        raise FrameError(f"STATE: reason of {length} bytes in {end - start} bytes")
+    return State(Readiness(readiness), version, _read_text(data, start, length, end, Kind.STATE, "reason"))
+
+
+def _decode_request(data: bytes, start: int, end: int) -> Request:
+    request_id, deadline_us, method, count = _head(_REQUEST, Kind.REQUEST, data, start, end)
+    start += _REQUEST.size
+    metadata: Metadata = ()
+    if count:
+        metadata, start = _read_metadata(count, data, start, end, Kind.REQUEST)
+    return Request(request_id, deadline_us, method, metadata, data[start:end])
+
+
+def _decode_cancel(data: bytes, start: int, end: int) -> Cancel:
+    return Cancel(*_fixed(_CANCEL, Kind.CANCEL, data, start, end))
+
+
+def _decode_answer(data: bytes, start: int, end: int) -> Answer:
+    if end - start >= _PLAIN_ANSWER.size:  # the common answer has neither message nor metadata
+        request_id, status, length, count = _PLAIN_ANSWER.unpack_from(data, start)
+        if length == count == 0:
+            return Answer(request_id, status, "", (), data[start + _PLAIN_ANSWER.size : end])
+    request_id, status, length = _head(_ANSWER, Kind.ANSWER, data, start, end)
+    start += _ANSWER.size
+    message = ""
+    if length:
+        message = _read_text(data, start, length, end, Kind.ANSWER, "message")
+        start += length
+    count = _read_count(data, start, end, Kind.ANSWER, "count of metadata")
+    start += 2
+    metadata: Metadata = ()
+    if count:
+        metadata, start = _read_metadata(count, data, start, end, Kind.ANSWER)
+    return Answer(request_id, status, message, metadata, data[start:end])
+
+
+def _decode_subscribe(data: bytes, start: int, end: int) -> Subscribe:
+    return Subscribe(*_fixed(_SUBSCRIBE, Kind.SUBSCRIBE, data, start, end))
+
+
+def _decode_snapshot(data: bytes, start: int, end: int) -> Snapshot:
+    return Snapshot(*_fixed(_SNAPSHOT, Kind.SNAPSHOT, data, start, end))
+
+
+def _decode_prepared(data: bytes, start: int, end: int) -> Prepared:
+    (version,) = _head(_VERSION, Kind.PREPARED, data, start, end)
+    try:
+        refused = orjson.loads(data[start + _VERSION.size : end])
+    except orjson.JSONDecodeError as error:
+        raise FrameError(f"PREPARED {version}: not JSON: {error}") from error
+    if not isinstance(refused, dict) or not all(isinstance(reason, str) for reason in refused.values()):
+        raise FrameError(f"PREPARED {version}: must be a JSON object of texts")
+    return Prepared(version, refused)
+
+
+def _decode_activate(data: bytes, start: int, end: int) -> Activate:
+    return Activate(*_fixed(_VERSION, Kind.ACTIVATE, data, start, end))
+
+
+_KINDS: dict[type[Any], Kind] = {
+    Hello: Kind.HELLO,
+    State: Kind.STATE,
+    Request: Kind.REQUEST,
+    Cancel: Kind.CANCEL,
+    Answer: Kind.ANSWER,
+    Subscribe: Kind.SUBSCRIBE,
+    Snapshot: Kind.SNAPSHOT,
+    Prepared: Kind.PREPARED,
+    Activate: Kind.ACTIVATE,
+}
+_DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
+    Kind.HELLO: _decode_hello,
+    Kind.STATE: _decode_state,
+    Kind.REQUEST: _decode_request,
+    Kind.CANCEL: _decode_cancel,
+    Kind.ANSWER: _decode_answer,
+    Kind.SUBSCRIBE: _decode_subscribe,
+    Kind.SNAPSHOT: _decode_snapshot,
+    Kind.PREPARED: _decode_prepared,
+    Kind.ACTIVATE: _decode_activate,
+}
