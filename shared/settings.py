@@ -13,13 +13,14 @@ from __future__ import annotations
 import datetime
 import difflib
 import math
-import os
 import re
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, get_type_hints
+
+from shared.process import cores
 
 __all__ = [
     "COMPAT_SWITCHES",
@@ -405,7 +406,7 @@ class TlsSettings:
 
 
 def _default_workers() -> int:
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    return max(1, cores() - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,6 +491,15 @@ class Settings:
             "INFERFLOW_INDEX",
             _integer(0, 1023),
             "Which of the workers or front doors this process is. Set by supervisord.",
+        ),
+    )
+    supervisor_pid: int = field(
+        default=0,
+        metadata=env(
+            "INFERFLOW_SUPERVISOR_PID",
+            _integer(0, 1 << 22),
+            "Process id that the parent must have, so that no process starts after its supervisor has gone. "
+            "0: any. Set by `python -m cli.up`.",
         ),
     )
     executor_threads: int = field(

@@ -1,0 +1,68 @@
+"""What every process of the pod does for itself: a name, a core, and an end when its supervisor ends."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import signal
+from pathlib import Path
+
+import setproctitle
+
+__all__ = ["ParentGoneError", "cores", "die_with_parent", "name", "pin"]
+
+_PR_SET_PDEATHSIG = 1
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+class ParentGoneError(RuntimeError):
+    """The supervisor ended before this process could ask to be told."""
+
+
+def name(title: str) -> None:
+    """Show this process as `inferflow: <title>` in ps and top."""
+    setproctitle.setproctitle(f"inferflow: {title}")
+
+
+def die_with_parent(expected: int = 0) -> None:
+    """Have the kernel send SIGTERM to this process when its parent ends, however it ends.
+
+    Call it first thing. The kernel tells only of ends after this call, so a parent that has gone before it
+    is looked for: `expected` is the process id that the parent must have (0: whatever it is now).
+    Raises ParentGoneError when it has gone, OSError when the system refuses.
+    """
+    parent = expected or os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl(PR_SET_PDEATHSIG): {os.strerror(code)}")
+    if os.getppid() != parent:
+        raise ParentGoneError(f"the parent, process {parent}, has gone: now it is {os.getppid()}")
+
+
+def cores(quota: Path = _CGROUP_QUOTA) -> int:
+    """Cores that this process may use: those of its affinity, or fewer under a container's CPU limit.
+
+    A limit of 1.5 cores counts as 2. Without control groups there is no limit.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        limit, period = quota.read_text().split()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES):
+            return allowed
+        raise
+    return allowed if limit == "max" else max(1, min(allowed, math.ceil(int(limit) / int(period))))
+
+
+def pin(index: int) -> int:
+    """Keep this process (all its threads to come) on one core: the index-th of those allowed, round again.
+
+    Returns the number of the core. Raises OSError when the system refuses.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    core = allowed[index % len(allowed)]
+    os.sched_setaffinity(0, {core})
+    return core
