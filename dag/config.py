@@ -6,9 +6,11 @@ absent. Decoding checks JSON types only; what the values mean together is checke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
+
+from dag.fit import fit
 
 __all__ = [
     "ROOT",
@@ -24,6 +26,7 @@ __all__ = [
     "NumerixComponent",
     "PredatorComponent",
     "ResponseConfig",
+    "Route",
     "RouteConfig",
     "decode",
 ]
@@ -73,6 +76,14 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True):
     routing_percentage: int = 0
 
 
+class Route(NamedTuple):
+    """One place that calls of a model may go to, and its share of them."""
+
+    endpoint: str  # host or host:port
+    model_name: str
+    percentage: int
+
+
 class ModelInput(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     features: list[str]
@@ -100,6 +111,26 @@ class PredatorComponent(msgspec.Struct, frozen=True, kw_only=True):
     inputs: list[ModelInput] = []
     outputs: list[ModelOutput] = []
     slate_component: bool = False
+
+    def routes(self) -> tuple[Route, ...]:
+        """Where calls go, in the config's order; the percentages of a valid config sum to 100.
+
+        Of the two ways to write routing, `model_end_points` comes first; without either, or when all
+        percentages are 0, everything goes to `model_end_point`.
+        """
+        for routes in self._routings():
+            if any(route.percentage for route in routes):
+                return tuple(route for route in routes if route.percentage)
+        return (Route(self.model_end_point, self.model_name, 100),)
+
+    def _routings(self) -> tuple[list[Route], list[Route]]:
+        return (
+            [Route(to.endpoint, self.model_name, to.percentage) for to in self.model_end_points],
+            [
+                Route(to.model_endpoint, to.model_name or self.model_name, to.routing_percentage)
+                for to in self.route_config
+            ],
+        )
 
 
 class NumerixComponent(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,19 +171,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     response_config: ResponseConfig = ResponseConfig()
 
 
-def without_nulls(value: Any) -> Any:
-    """`value` without keys whose value is null. Nulls in lists stay: dropping one would shift the rest."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
 def decode(document: bytes | str) -> ModelConfig:
-    """The typed config of a JSON document.
+    """The typed config of a JSON document, checked for its JSON types only.
 
-    Raises msgspec.DecodeError when it is no JSON, msgspec.ValidationError (with a JSON path) when a value
-    has the wrong JSON type or a needed key is missing, RecursionError when it is nested too deeply.
+    Raises msgspec.DecodeError when it is no JSON, msgspec.ValidationError (with JSON paths) when values have
+    the wrong JSON type or needed keys are missing, RecursionError when it is nested hundreds deep.
     """
-    return msgspec.convert(without_nulls(msgspec.json.decode(document)), ModelConfig)
+    fitted = fit(msgspec.json.decode(document), ModelConfig)
+    if fitted.errors:
+        raise msgspec.ValidationError("; ".join(map(str, fitted.errors)))
+    return msgspec.convert(fitted.value, ModelConfig)

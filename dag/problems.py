@@ -35,7 +35,7 @@ def join(path: str, *steps: str | int) -> str:
     return path
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message: `; did you mean 'x'?`, or "" when nothing known is close."""
-    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.7)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """The end of a message: `; did you mean 'x'?`, or "" when nothing known is at least `cutoff` (0–1) alike."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
