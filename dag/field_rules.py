@@ -87,14 +87,14 @@ def known_type(name: str) -> DataType | None:
 
 def column_type(feature: str, group_type: str) -> tuple[str, str]:
     """(name, type name) of a fetched feature: `name@Type` overrides the type of its group."""
-    name, at, own_type = feature.rpartition("@")
-    return (name, own_type) if at else (feature, group_type)
+    name, at, own_type = feature.partition("@")
+    return (name, own_type if at else group_type)
 
 
 def variable(key: str) -> tuple[str, str]:
     """(variable, type name) of a score_mapping key; the type is "" when there is no `@`."""
-    name, at, type_name = key.rpartition("@")
-    return (name, type_name) if at else (key, "")
+    name, _, type_name = key.partition("@")
+    return name, type_name
 
 
 # ---------------------------------------------------------------- single values

@@ -398,6 +398,11 @@ CORPUS = {
         f"{PAIR}.fs_request.featureGroups[0].features[1]",
         "unknown data type 'money'; types are",
     ),
+    "feature with two types": Bad(
+        {f"{PAIR}.fs_request.featureGroups[0].features[1]": "n@FP32@FP32"},
+        f"{PAIR}.fs_request.featureGroups[0].features[1]",
+        "unknown data type 'FP32@FP32'",
+    ),
     "own type without a feature": Bad(
         {f"{PAIR}.fs_request.featureGroups[0].features[0]": "@FP32"},
         f"{PAIR}.fs_request.featureGroups[0].features[0]",
@@ -912,7 +917,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 LIKELY = st.sampled_from(
     [None, "", " ", 0, -1, 1, 2, 2**31, 2**63, 1e9, True, [], {}, [[]], [0], [-1, -1], "catalog", "rank",
      "pctr", "final", "final@", "@", "FP32", "a:0", ROOT, [ROOT], "bundle_score", "user_catalog"]
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip
 
 
 @given(st.sampled_from(sorted(CONFIGS)) | st.none(), st.data())
