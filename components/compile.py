@@ -1,0 +1,387 @@
+"""From a validated model config to a Plan: every decision that does not depend on a request is taken here."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from components.cache import FeatureCache
+from components.expression import Expression, ExpressionError, parse
+from components.feature import CacheRule, DerivedKey, Feature, FetchedBlock
+from components.numerix import Numerix, Variable
+from components.onfs_wire import query_head
+from components.predator import ModelRoute, Output, Predator, Score, ScoreBlock
+from components.tensors import TensorInput
+from dag.component import Component, Endpoint
+from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
+from dag.layout import Layout, LayoutBuilder
+from dag.plan import Answer, OutputColumn, Plan, schedule
+from dag.topology import Topology
+from shared.datatypes import DataType, data_type
+
+__all__ = ["Bounds", "CompileError", "Upstreams", "compile_plan"]
+
+DEFAULT_CACHE_TTL = 100.0  # seconds
+CONFIG_ID_COLUMN = "inferflow_config_id"
+
+
+class CompileError(ValueError):
+    """A config that this service cannot serve; the message names the place and the reason."""
+
+
+class Upstreams(Protocol):
+    """Where a plan's calls go. Each method raises CompileError when its host is not configured."""
+
+    def onfs(self) -> Endpoint: ...
+    def predator(self, endpoint: str) -> Endpoint: ...
+    def numerix(self) -> Endpoint | None:
+        """None: expressions are computed in the worker."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Deadlines (seconds) and batch sizes that configs do not carry themselves."""
+
+    onfs_timeout: float
+    onfs_batch: int  # keys a call
+    predator_timeout: float
+    numerix_timeout: float
+    numerix_batch: int  # rows a call
+    string_scores: bool = False  # name predator scores in schemas as the Go service does
+
+
+def compile_plan(
+    model_config_id: str,
+    digest: str,
+    config: ModelConfig,
+    topology: Topology,
+    *,
+    upstreams: Upstreams,
+    expressions: Mapping[str, str],
+    cache: FeatureCache | None,
+    bounds: Bounds,
+) -> Plan:
+    """The plan of a config that `dag.validate` found good. Raises CompileError."""
+    return _Compiler(model_config_id, config, topology, upstreams, expressions, cache, bounds).plan(digest)
+
+
+class _Compiler:
+    def __init__(
+        self,
+        model_config_id: str,
+        config: ModelConfig,
+        topology: Topology,
+        upstreams: Upstreams,
+        expressions: Mapping[str, str],
+        cache: FeatureCache | None,
+        bounds: Bounds,
+    ) -> None:
+        self.model_config_id = model_config_id
+        self.config = config
+        self.topology = topology
+        self.upstreams = upstreams
+        self.expressions = expressions
+        self.cache = cache
+        self.bounds = bounds
+        parts = config.component_config
+        self.fetches = parts.feature_components
+        self.models = parts.predator_components
+        self.computes = parts.numerix_components
+        self.layout, self.slate_layout = self._layouts()
+
+    def plan(self, digest: str) -> Plan:
+        named: dict[str, Component] = {}
+        for fetch in self.fetches:
+            named[fetch.component] = self._feature(fetch)
+        for model in self.models:
+            named[model.component] = self._predator(model)
+        for compute in self.computes:
+            named[compute.component] = self._numerix(compute)
+        components = tuple(named[name] for name in self.topology.order)
+        return Plan(
+            model_config_id=self.model_config_id,
+            digest=digest,
+            config=self.config,
+            components=components,
+            schedule=schedule(self.topology),
+            layout=self.layout,
+            slate_layout=self.slate_layout,
+            answer=self._answer(),
+            id_column=self._id_column(),
+            constants=tuple(
+                (self.layout.external[name], text.encode()) for name, text in self._calibration_columns()
+            ),
+            composites=frozenset(fetch.component_id for fetch in self.fetches if fetch.composite_id),
+        )
+
+    # --- columns
+
+    def _layouts(self) -> tuple[Layout, Layout]:
+        targets, slates = LayoutBuilder(), LayoutBuilder()
+        for name in self._mentioned():
+            targets.mention(name)
+            slates.mention(name)
+        for fetch in self.fetches:
+            targets.write(
+                fetch.component,
+                [(name, kind, 0 if kind.is_vector else 1) for name, kind, _, _ in _fetched(fetch)],
+            )
+        for model in self.models:
+            builder = slates if model.slate_component else targets
+            builder.write(model.component, [column for columns in _scores(model) for column in columns])
+        for compute in self.computes:
+            builder = slates if compute.slate_component else targets
+            builder.write(compute.component, [(compute.score_col, _numerix_type(compute), 1)])
+        return targets.build(), slates.build()
+
+    def _mentioned(self) -> Iterable[str]:
+        """Every column name of the config: what a request may bring that anybody reads."""
+        yield self._id_column()
+        for fetch in self.fetches:
+            yield from (key.col for key in fetch.fs_keys)
+            if fetch.composite_id:
+                yield fetch.component_id
+            yield from (name for name, *_ in _fetched(fetch))
+        for model in self.models:
+            yield from itertools.chain.from_iterable(part.features for part in model.inputs)
+            yield from itertools.chain.from_iterable(part.model_scores for part in model.outputs)
+        for compute in self.computes:
+            yield compute.component_id
+            yield compute.score_col
+            yield from compute.score_mapping.values()
+        for name, _ in self._calibration_columns():
+            yield name
+        yield from self.config.response_config.features
+
+    def _slate_scores(self) -> list[str]:
+        """The columns of the slates' matrix, in component order."""
+        names = [
+            name
+            for model in self.models
+            if model.slate_component
+            for part in model.outputs
+            for name in part.model_scores
+        ]
+        return names + [compute.score_col for compute in self.computes if compute.slate_component]
+
+    def _id_column(self) -> str:
+        """The first response feature that is a column of the targets; `id` when there is none."""
+        slate_scores = set(self._slate_scores())
+        return next((name for name in self.config.response_config.features if name not in slate_scores), "id")
+
+    def _calibration_columns(self) -> list[tuple[str, str]]:
+        models = [model for model in self.models if model.calibration]
+        if not models:
+            return []
+        columns = [(f"{model.calibration}_model", model.model_name) for model in models]
+        return [*columns, (CONFIG_ID_COLUMN, self.model_config_id)]
+
+    def _answer(self) -> Answer:
+        features = list(dict.fromkeys(self.config.response_config.features))
+        slate_scores = self._slate_scores()
+        inputs = itertools.chain.from_iterable(
+            part.features for model in self.models for part in model.inputs
+        )
+        return Answer(
+            features=tuple(self._feature_output(name) for name in features),
+            targets=tuple(self._output(self.layout, name) for name in features if name not in slate_scores),
+            slates=tuple(self._output(self.slate_layout, name) for name in slate_scores if name in features),
+            model_schema=tuple(self._feature_output(name) for name in dict.fromkeys([*inputs, *features])),
+        )
+
+    def _feature_output(self, name: str) -> OutputColumn:
+        """A column of an answer without slates: a slate model's score has no value there, but its type."""
+        models = [model for model in self.models if model.slate_component]
+        if any(name in part.model_scores for model in models for part in model.outputs):
+            typed = self._output(self.slate_layout, name)
+            return OutputColumn(self.layout.source(name), typed.data_type, typed.vector_dim)
+        return self._output(self.layout, name)
+
+    def _output(self, layout: Layout, name: str) -> OutputColumn:
+        source = layout.source(name)
+        if source.byte is None:
+            return OutputColumn(source, DataType.STRING, 0)
+        kind = source.byte.data_type
+        if (
+            self.bounds.string_scores
+            and any(name in part.model_scores for model in self.models for part in model.outputs)
+            and (not kind.is_vector or "INT" in kind.name)
+        ):
+            return OutputColumn(source, DataType.STRING, 0)
+        return OutputColumn(source, kind, source.byte.count if kind.is_vector else 0)
+
+    # --- components
+
+    def _feature(self, fetch: FeatureComponent) -> Feature:
+        groups = _merged_groups(fetch)
+        place = _places(fetch, groups)
+        blocks = tuple(
+            FetchedBlock(number, spec, tuple(place[column.name] for column in spec.columns))
+            for number, spec in enumerate(self.layout.blocks)
+            if spec.component == fetch.component
+        )
+        key_columns = {key.col for other in self.fetches for key in other.fs_keys}
+        return Feature(
+            name=fetch.component,
+            endpoint=self.upstreams.onfs() if place else None,
+            timeout=self.bounds.onfs_timeout,
+            batch_size=self.bounds.onfs_batch,
+            head=query_head(fetch.fs_request.label, groups.items(), [key.schema for key in fetch.fs_keys]),
+            key_columns=tuple(key.col for key in fetch.fs_keys),
+            keys=tuple(self.layout.external[key.col] for key in fetch.fs_keys),
+            composite=self.layout.external[fetch.component_id] if fetch.composite_id else None,
+            features=len(place),
+            blocks=blocks,
+            derived=tuple(
+                DerivedKey(self.layout.byte[name], self.layout.external[name])
+                for name in place
+                if name in key_columns
+            ),
+            caching=self._caching(fetch),
+        )
+
+    def _caching(self, fetch: FeatureComponent) -> CacheRule | None:
+        parts = self.config.component_config
+        if self.cache is None or not (parts.cache_enabled and fetch.comp_cache_enabled):
+            return None
+        prefix = f"{self.model_config_id}|{parts.cache_version or 1}|{fetch.component}|"
+        ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
+        return CacheRule(self.cache, prefix.encode(), float(ttl))
+
+    def _predator(self, model: PredatorComponent) -> Predator:
+        layout = self.slate_layout if model.slate_component else self.layout
+        blocks = tuple(
+            ScoreBlock(number, spec)
+            for number, spec in enumerate(layout.blocks)
+            if spec.component == model.component
+        )
+        place = {
+            column.name: (position, column.column)
+            for position, block in enumerate(blocks)
+            for column in block.spec.columns
+        }
+        outputs = []
+        for part, dims in zip(model.outputs, _dims(model), strict=True):
+            ends = list(itertools.accumulate(dims, initial=0))
+            scores = tuple(
+                Score(*place[name], first, count)
+                for name, first, count in zip(part.model_scores, ends, dims, strict=False)
+            )
+            outputs.append(Output(part.name, data_type(part.data_type).element, ends[-1], scores))
+        return Predator(
+            name=model.component,
+            model=model.model_name,
+            routes=self._routes(model),
+            timeout=model.deadline / 1000 if model.deadline else self.bounds.predator_timeout,
+            batch_size=model.batch_size,
+            inputs=tuple(
+                TensorInput(
+                    part.name,
+                    data_type(part.data_type).element,
+                    tuple(part.shape),
+                    tuple(self.layout.source(name) for name in part.features),
+                )
+                for part in model.inputs
+            ),
+            outputs=tuple(outputs),
+            blocks=blocks,
+            for_slates=model.slate_component,
+        )
+
+    def _routes(self, model: PredatorComponent) -> tuple[ModelRoute, ...]:
+        weighted = [(route.endpoint, route.percentage) for route in model.model_end_points] or [
+            (route.model_endpoint, route.routing_percentage) for route in model.route_config
+        ]
+        routes = []
+        upto = 0
+        for endpoint, percentage in weighted:
+            if percentage:
+                upto += percentage
+                routes.append(ModelRoute(upto, self.upstreams.predator(endpoint)))
+        if routes:
+            return tuple(routes)
+        endpoint = model.model_end_point or next((endpoint for endpoint, _ in weighted), "")
+        return (ModelRoute(100, self.upstreams.predator(endpoint)),)
+
+    def _numerix(self, compute: NumerixComponent) -> Numerix:
+        endpoint = self.upstreams.numerix()
+        layout = self.slate_layout if compute.slate_component else self.layout
+        return Numerix(
+            name=compute.component,
+            compute_id=compute.compute_id,
+            id_name=compute.component_id,
+            id_source=self.layout.source(compute.component_id),
+            variables=tuple(
+                Variable(variable.split("@")[0], self.layout.source(column))
+                for variable, column in compute.score_mapping.items()
+            ),
+            score=layout.byte[compute.score_col],
+            endpoint=endpoint,
+            expression=self._expression(compute, needed=endpoint is None),
+            timeout=self.bounds.numerix_timeout,
+            batch_size=self.bounds.numerix_batch,
+            for_slates=compute.slate_component,
+        )
+
+    def _expression(self, compute: NumerixComponent, *, needed: bool) -> Expression | None:
+        text = self.expressions.get(compute.compute_id)
+        if text is None:
+            if needed:
+                raise CompileError(
+                    f"numerix component {compute.component!r}: there is no expression {compute.compute_id!r}, and "
+                    "no numerix service to ask (NUMERIX_CLIENT_V1_HOST is empty)"
+                )
+            return None
+        try:
+            return parse(text)
+        except ExpressionError as error:
+            raise CompileError(f"numerix component {compute.component!r}: {error}") from error
+
+
+def _merged_groups(fetch: FeatureComponent) -> dict[str, list[str]]:
+    """Group label → features asked for. A label that stands twice is asked once, with the features of both:
+    the feature store answers only the last of two groups of one label."""
+    groups: dict[str, list[str]] = {}
+    for _, _, label, feature in _fetched(fetch):
+        groups.setdefault(label, []).append(feature)
+    return groups
+
+
+def _places(fetch: FeatureComponent, groups: Mapping[str, list[str]]) -> dict[str, int]:
+    """Column name → place of its value in an answered row."""
+    order = [(label, feature) for label, features in groups.items() for feature in features]
+    number = {asked: place for place, asked in enumerate(order)}
+    return {name: number[label, feature] for name, _, label, feature in _fetched(fetch)}
+
+
+def _fetched(fetch: FeatureComponent) -> Iterable[tuple[str, DataType, str, str]]:
+    """(column, type, group label, feature) of every feature asked for, in config order."""
+    for group in fetch.fs_request.feature_groups:
+        for written in group.features:
+            feature, _, override = written.partition("@")
+            kind = data_type(override or group.data_type)
+            name = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:{feature}"
+            yield name, kind, group.label, feature
+
+
+def _dims(model: PredatorComponent) -> list[list[int]]:
+    """Elements of each score, per output."""
+    return [[math.prod(dims) for dims in part.model_scores_dims] for part in model.outputs]
+
+
+def _scores(model: PredatorComponent) -> Iterable[list[tuple[str, DataType, int]]]:
+    """(column, type, elements) of every score, per output."""
+    for part, counts in zip(model.outputs, _dims(model), strict=True):
+        element = data_type(part.data_type).element
+        yield [
+            (name, element if dims == [1] else element.vector, count)
+            for name, dims, count in zip(part.model_scores, part.model_scores_dims, counts, strict=True)
+        ]
+
+
+def _numerix_type(compute: NumerixComponent) -> DataType:
+    return data_type(compute.data_type) if compute.data_type else DataType.FP32

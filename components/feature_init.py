@@ -1,0 +1,76 @@
+"""The root of every DAG: builds the matrix from what the request brought.
+
+Rows are the target ids in request order. What the config never mentions is left out: nobody could read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dag.component import Scoring, Slates
+from dag.layout import Layout
+from dag.plan import Plan
+from shared.datatypes import DataType
+from shared.shm_matrix import ShmMatrix, Slot, TextColumn, TypedColumn
+
+__all__ = ["Brought", "BroughtSlates", "Column", "initialize"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a request: one value a row, or a single one for all rows.
+
+    String values are texts; values of other types are raw bytes, b"" for no value.
+    """
+
+    name: str
+    data_type: DataType
+    values: Sequence[bytes]
+    vector_dim: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BroughtSlates:
+    """The pairs or slates of a request: how many, the target rows of each, and their own features."""
+
+    targets: list[npt.NDArray[np.int32]]
+    columns: Sequence[Column]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Brought:
+    """A request, checked: its rows and columns, whatever message it came in."""
+
+    rows: int
+    columns: Sequence[Column]
+    slates: BroughtSlates | None = None
+
+
+def initialize(plan: Plan, brought: Brought, slot: Slot) -> Scoring:
+    """The matrix of a request, and that of its slates, in `slot`. Raises MatrixFull."""
+    matrix = _matrix(plan.layout, brought.rows, brought.columns, slot)
+    for external, text in plan.constants:
+        matrix.texts[external] = TextColumn.same(slot, text)
+    if brought.slates is None:
+        return Scoring(matrix)
+    slates = _matrix(plan.slate_layout, len(brought.slates.targets), brought.slates.columns, slot)
+    return Scoring(matrix, Slates(slates, brought.slates.targets))
+
+
+def _matrix(layout: Layout, rows: int, columns: Sequence[Column], slot: Slot) -> ShmMatrix:
+    matrix = ShmMatrix(slot, rows, len(layout.blocks), len(layout.external))
+    for column in columns:
+        external = layout.external.get(column.name)
+        if external is None:
+            continue
+        single = len(column.values) == 1
+        text = TextColumn.same(slot, column.values[0]) if single else TextColumn.of(slot, column.values)
+        if column.data_type.element is DataType.STRING:
+            matrix.texts[external] = text
+        else:
+            matrix.typed[external] = TypedColumn(column.data_type, column.vector_dim, text)
+    return matrix

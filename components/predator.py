@@ -1,0 +1,263 @@
+"""The predator component: calls a model and writes its scores.
+
+Rows go out in batches, all at once; a batch that fails marks exactly its rows. With slates, the model is called
+once per slate over the target rows that the slate names, and the first row of the answer is the slate's. A slate
+model in a request without slates is called over all rows, as its servers are used to, and its answer is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from components.feature import cause
+from components.onfs_wire import WireError
+from components.tensors import Misfit, Tensor, TensorInput
+from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
+from dag.component import Call, Endpoint, Reply, Scoring, Steps
+from dag.layout import BlockSpec
+from shared.datatypes import DataType
+from shared.shm_matrix import VALUE, Block, CellBlock, Rows, ShmMatrix, VarBlock
+
+__all__ = ["ModelRoute", "Output", "Predator", "Score", "ScoreBlock"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """One endpoint of the model; rolls (1 … 100) up to `upto` go to it."""
+
+    upto: int
+    endpoint: Endpoint
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """One score of an output: its place, and which elements of an answered row it is."""
+
+    block: int  # index into Predator.blocks
+    column: int
+    first: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One output tensor of the model: its element type, elements a row, and the scores they are."""
+
+    name: str
+    data_type: DataType
+    elements: int
+    scores: tuple[Score, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreBlock:
+    """One block of scores: its number in the matrix."""
+
+    number: int
+    spec: BlockSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Predator:
+    """A compiled predator component."""
+
+    name: str
+    model: str
+    routes: tuple[ModelRoute, ...]
+    timeout: float  # seconds, a call
+    batch_size: int  # rows a call; 0: all in one
+    inputs: tuple[TensorInput, ...]
+    outputs: tuple[Output, ...]
+    blocks: tuple[ScoreBlock, ...]
+    for_slates: bool
+
+    def run(self, scoring: Scoring) -> Steps:
+        if not self.for_slates:
+            return self._run_targets(scoring)
+        return self._run_dropped(scoring) if scoring.slates is None else self._run_slates(scoring)
+
+    def fail(self, scoring: Scoring, cause: str) -> None:
+        if not self.for_slates:
+            scoring.fail(self.name, cause)
+        elif scoring.slates is not None:
+            scoring.fail_slates(self.name, cause)
+
+    def _run_targets(self, scoring: Scoring) -> Steps:
+        matrix = scoring.matrix
+        rows = matrix.all_rows
+        tensors, misfits = self._build(matrix, rows)
+        for misfit in misfits:
+            scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
+        batches = self._batches(len(rows))
+        replies = yield self._calls(tensors, batches)
+        scores = _Scores(self, matrix)
+        for (start, stop), reply in zip(batches, replies, strict=True):
+            try:
+                scores.put(rows[start:stop], self._answer(reply), stop - start)
+            except WireError as error:
+                scoring.fail(self.name, str(error), rows[start:stop])
+        scores.close()
+
+    def _run_dropped(self, scoring: Scoring) -> Steps:
+        matrix = scoring.matrix
+        tensors, _ = self._build(matrix, matrix.all_rows)
+        yield self._calls(tensors, self._batches(matrix.rows))
+
+    def _run_slates(self, scoring: Scoring) -> Steps:
+        slates = scoring.slates
+        assert slates is not None
+        asked = [number for number, rows in enumerate(slates.targets) if len(rows)]
+        scores = _Scores(self, slates.matrix)
+        if asked:
+            calls = []
+            for number in asked:
+                rows = slates.targets[number]
+                tensors, misfits = self._build(scoring.matrix, rows)
+                for misfit in misfits:
+                    scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
+                calls.append(Call(self._route(), self._body(tensors, 0, len(rows)), self.timeout))
+            replies = yield calls
+            for number, reply in zip(asked, replies, strict=True):
+                rows = np.array([number], np.int32)
+                try:
+                    scores.put(rows, self._answer(reply), len(slates.targets[number]))
+                except WireError as error:
+                    scoring.fail_slates(self.name, str(error), rows)
+        scores.close()
+
+    def _build(self, matrix: ShmMatrix, rows: Rows) -> tuple[list[Tensor], list[Misfit]]:
+        """The tensors of these rows, and what did not fit into them."""
+        tensors: list[Tensor] = []
+        misfits: list[Misfit] = []
+        for part in self.inputs:
+            tensor, found = part.build(matrix, rows)
+            tensors.append(tensor)
+            misfits += found
+        return tensors, misfits
+
+    def _batches(self, rows: int) -> list[tuple[int, int]]:
+        size = self.batch_size or rows
+        return [(at, min(at + size, rows)) for at in range(0, rows, size)]
+
+    def _calls(self, tensors: Sequence[Tensor], batches: Sequence[tuple[int, int]]) -> list[Call]:
+        """One call a batch, all to the endpoint that this request is routed to."""
+        endpoint = self._route()
+        return [Call(endpoint, self._body(tensors, *batch), self.timeout) for batch in batches]
+
+    def _route(self) -> Endpoint:
+        """The endpoint of one request: random by percentage (contract of the config: they sum to 100)."""
+        if len(self.routes) == 1:
+            return self.routes[0].endpoint
+        roll = random.randint(1, 100)
+        return next(route.endpoint for route in self.routes if roll <= route.upto)
+
+    def _body(self, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
+        heads = [
+            InputHead(part.name, part.data_type, (stop - start, *tensor.shape))
+            for part, tensor in zip(self.inputs, tensors, strict=True)
+        ]
+        parts = [encode_head(self.model, heads, [output.name for output in self.outputs])]
+        for tensor in tensors:
+            parts += encode_raw(tensor.raw(start, stop))
+        return tuple(parts)
+
+    def _answer(self, reply: Reply) -> list[bytes]:
+        if reply.status:
+            raise WireError(cause(reply))
+        return decode_outputs(reply.body, [(output.name, output.data_type) for output in self.outputs])
+
+
+class _Scores:
+    """Writes the answers of a model into its blocks."""
+
+    def __init__(self, predator: Predator, matrix: ShmMatrix) -> None:
+        self._outputs = predator.outputs
+        self._matrix = matrix
+        self._numbers = [block.number for block in predator.blocks]
+        self._texts: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._blocks: list[Block] = []
+        for position, block in enumerate(predator.blocks):
+            columns = len(block.spec.columns)
+            if block.spec.width:
+                self._blocks.append(CellBlock(matrix.slot, matrix.rows, columns, block.spec.width))
+            else:
+                self._blocks.append(VarBlock(matrix.slot, matrix.rows, columns))
+                self._texts[position] = []
+
+    def put(self, rows: Rows, answers: Sequence[bytes], asked: int) -> None:
+        """Writes the scores of `rows` from an answer to `asked` rows.
+
+        An answer of one row is broadcast; a slate takes the first row. All outputs are checked before anything
+        is written. Raises WireError.
+        """
+        decoded = [
+            _answered_rows(output, raw, asked) for output, raw in zip(self._outputs, answers, strict=True)
+        ]
+        for output, values in zip(self._outputs, decoded, strict=True):
+            if isinstance(values, np.ndarray):
+                self._put_cells(output, rows, values)
+            else:
+                self._put_texts(output, rows, values)
+
+    def close(self) -> None:
+        """Hands the blocks to the matrix."""
+        for position, block in enumerate(self._blocks):
+            if isinstance(block, VarBlock):
+                block.fill(self._matrix.slot, self._texts[position])
+            self._matrix.blocks[self._numbers[position]] = block
+
+    def _put_cells(
+        self, output: Output, rows: Rows, values: np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+    ) -> None:
+        size = output.data_type.size
+        lines = (
+            values[: len(rows)]
+            if len(values) >= len(rows)
+            else np.broadcast_to(values, (len(rows), values.shape[1]))
+        )
+        for score in output.scores:
+            block = self._blocks[score.block]
+            assert isinstance(block, CellBlock)
+            block.cells[rows, score.column] = lines[
+                :, score.first * size : (score.first + score.count) * size
+            ]
+            block.states[rows, score.column] = VALUE
+
+    def _put_texts(self, output: Output, rows: Rows, values: Sequence[bytes]) -> None:
+        lines = list(_chunks(values, output.elements))
+        if len(lines) < len(rows):
+            lines *= len(rows)
+        for score in output.scores:
+            cells = self._texts[score.block]
+            for row, line in zip(rows.tolist(), lines, strict=False):
+                # A vector of strings has one form everywhere: its elements, joined by commas.
+                cells.append((row, score.column, b",".join(line[score.first : score.first + score.count])))
+
+
+def _answered_rows(
+    output: Output, raw: bytes, asked: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]] | list[bytes]:
+    """The rows of an answered output: uint8 [rows, bytes], or the flat list of texts of a BYTES output."""
+    if output.data_type is DataType.STRING:
+        texts = split_bytes(raw)
+        _check_rows(output, len(texts), output.elements, "strings", asked)
+        return texts
+    width = output.elements * output.data_type.size
+    _check_rows(output, len(raw), width, "bytes", asked)
+    return np.frombuffer(raw, np.uint8).reshape(-1, width)
+
+
+def _check_rows(output: Output, size: int, width: int, unit: str, asked: int) -> None:
+    rows, rest = divmod(size, width)
+    if rest or rows not in (1, asked):
+        raise WireError(
+            f"output {output.name!r} has {size} {unit}, where {asked} rows of {width} were asked for"
+        )
+
+
+def _chunks(values: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    return (values[at : at + size] for at in range(0, len(values), size))

@@ -1,0 +1,113 @@
+"""What a component is to the executor, and what a request is to a component.
+
+A component's `run` is a generator: it yields the upstream calls it needs, gets their replies in the same order,
+and returns when its columns are written. It never blocks and never sees a socket:
+
+    def run(self, scoring):
+        replies = yield [Call(self.endpoint, self.query(keys), self.timeout) for keys in self.batches(scoring)]
+        self.write(scoring, replies)
+
+Endpoints are opaque here: whoever compiles the plan hands them to the components, and the executor only starts
+calls on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.shm_matrix import ShmMatrix
+
+__all__ = ["Call", "Component", "Endpoint", "Failure", "Pending", "Reply", "Scoring", "Slates", "Steps"]
+
+OK = 0
+
+
+class Reply(Protocol):
+    """The end of one upstream call: a gRPC status code, its message, and the body when it is OK (0)."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+class Pending(Protocol):
+    """A call under way."""
+
+    def cancel(self) -> None: ...
+
+
+class Endpoint(Protocol):
+    """One method of one upstream, headers and connections included."""
+
+    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+        """Starts a call; `on_done` is called once, later, on the I/O thread. `timeout` in seconds."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """An upstream call that a component asks for. `timeout` is its own bound in seconds."""
+
+    endpoint: Endpoint
+    body: tuple[bytes, ...]
+    timeout: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Why some rows of a matrix are not whole: the component, the cause, the rows (None: all of them)."""
+
+    component: str
+    cause: str
+    rows: npt.NDArray[np.int32] | None
+
+
+@dataclasses.dataclass(slots=True)
+class Slates:
+    """The pairs or slates of a request: a matrix with one row each, and the target rows that each names."""
+
+    matrix: ShmMatrix
+    targets: list[npt.NDArray[np.int32]]  # per slate, row numbers of the target matrix
+    failures: list[Failure] = dataclasses.field(default_factory=list)
+
+
+class Scoring:
+    """One request's data while its DAG runs: the matrix, the slates if it has any, and what went wrong."""
+
+    __slots__ = ("failures", "matrix", "slates")
+
+    def __init__(self, matrix: ShmMatrix, slates: Slates | None = None) -> None:
+        self.matrix = matrix
+        self.slates = slates
+        self.failures: list[Failure] = []
+
+    def fail(self, component: str, cause: str, rows: npt.NDArray[np.int32] | None = None) -> None:
+        """Notes that `component` could not do its part for these target rows (None: all)."""
+        self.failures.append(Failure(component, cause, rows))
+
+    def fail_slates(self, component: str, cause: str, rows: npt.NDArray[np.int32] | None = None) -> None:
+        """Notes that `component` could not do its part for these slates (None: all)."""
+        assert self.slates is not None
+        self.slates.failures.append(Failure(component, cause, rows))
+
+
+Steps = Generator[Sequence[Call], Sequence[Reply], None]
+
+
+class Component(Protocol):
+    """The compiled part of a plan that one component of the config became. Immutable."""
+
+    @property
+    def name(self) -> str: ...
+    def run(self, scoring: Scoring) -> Steps: ...
+    def fail(self, scoring: Scoring, cause: str) -> None:
+        """Notes that nothing of this component was done (it raised, or its time ran out)."""
+        ...

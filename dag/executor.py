@@ -1,0 +1,280 @@
+"""Drives the components of a request: each starts as soon as its own parents are done.
+
+Ownership and threads: an `Execution` lives on the I/O thread. Everything it decides (who is ready, which calls
+are open, whether it is over) is decided there. Executor threads only step generators, one step of one component
+at a time, and hand the outcome back; with 0 threads the steps run on the I/O thread itself.
+
+Rules:
+- a component is stepped by one thread at a time, and never after its execution is over;
+- `on_done` is called exactly once, unless the execution was cancelled first: then `on_idle` alone is called;
+- `on_idle` is called once, when no thread touches the request's matrix any more: only then may the slot be freed;
+- a component that raises has its rows marked and the others go on.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from dag.component import Call, Pending, Reply, Scoring, Steps
+from dag.plan import Plan, Schedule
+from shared.shm_matrix import MatrixFull
+
+__all__ = ["Execution", "Executor", "Loop"]
+
+log = logging.getLogger(__name__)
+
+
+class Loop(Protocol):
+    """What the executor needs of an event loop."""
+
+    def time(self) -> float: ...
+    def call_soon(self, callback: Callable[[], object]) -> object: ...
+    def call_soon_threadsafe(self, callback: Callable[[], object]) -> object: ...
+
+
+class Execution:
+    """One request on its way through the DAG."""
+
+    __slots__ = (
+        "_calls",
+        "_executor",
+        "_generators",
+        "_left",
+        "_on_done",
+        "_on_idle",
+        "_schedule",
+        "_stepping",
+        "_waits",
+        "components",
+        "deadline",
+        "error",
+        "over",
+        "scoring",
+    )
+
+    def __init__(
+        self,
+        executor: Executor,
+        plan: Plan,
+        scoring: Scoring,
+        deadline: float | None,
+        on_done: Callable[[Execution], None],
+        on_idle: Callable[[Execution], None],
+    ) -> None:
+        """`deadline` on the clock of the loop."""
+        self.components = plan.components
+        self.scoring = scoring
+        self.deadline = deadline
+        self.over = False
+        self.error: MatrixFull | None = None  # the one failure that ends a request: no memory for its columns
+        self._executor = executor
+        self._schedule: Schedule = plan.schedule
+        self._waits = list(self._schedule.waits)
+        self._left = len(self._waits)
+        self._stepping = 0
+        self._generators: dict[int, Steps] = {}
+        self._calls: dict[int, list[Pending]] = {}
+        self._on_done = on_done
+        self._on_idle = on_idle
+
+    def start(self) -> None:
+        """Starts the components that wait for nobody."""
+        if not self._left:
+            self._finish()
+            return
+        for number in self._schedule.first:
+            self._begin(number)
+
+    def cancel(self) -> None:
+        """Ends the execution: open calls are cancelled, `on_done` is not called any more."""
+        if self.over:
+            return
+        self.over = True
+        self._cancel_calls()
+        self._rest()
+
+    def stepped(self, number: int, calls: Sequence[Call] | None, error: BaseException | None) -> None:
+        """The outcome of a step: the calls the component asks for, or None when it is done."""
+        self._stepping -= 1
+        if self.over:
+            self._rest()
+            return
+        if error is not None:
+            self._fail(number, error)
+        elif calls is None:
+            self._done(number)
+        elif not calls:
+            self._step(number, ())
+        else:
+            self._call(number, calls)
+
+    def _begin(self, number: int) -> None:
+        if self.over:  # an earlier sibling may have ended the request on the spot
+            return
+        self._generators[number] = self.components[number].run(self.scoring)
+        self._step(number, None)
+
+    def _step(self, number: int, replies: Sequence[Reply] | None) -> None:
+        self._stepping += 1
+        self._executor.submit(self, number, self._generators[number], replies)
+
+    def _call(self, number: int, calls: Sequence[Call]) -> None:
+        """Starts the calls; the component goes on when the last one has ended."""
+        replies: list[Reply | None] = [None] * len(calls)
+        left = len(calls)
+        time_left = None if self.deadline is None else max(self.deadline - self._executor.loop.time(), 0.0)
+        pending: list[Pending] = []
+        self._calls[number] = pending
+
+        def on_reply(index: int, reply: Reply) -> None:
+            nonlocal left
+            replies[index] = reply
+            left -= 1
+            if not left and not self.over:
+                del self._calls[number]
+                self._step(number, replies)  # type: ignore[arg-type]
+
+        for index, call in enumerate(calls):
+            timeout = call.timeout if time_left is None else min(call.timeout, time_left)
+            pending.append(
+                call.endpoint.start(call.body, timeout, lambda reply, index=index: on_reply(index, reply))  # type: ignore[misc]
+            )
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        if isinstance(error, MatrixFull):
+            self.error = error
+            self._cancel_calls()
+            self._finish()
+            return
+        component = self.components[number]
+        log.error("component failed", exc_info=error, extra={"component": component.name})
+        component.fail(self.scoring, f"internal error: {type(error).__name__}: {error}")
+        self._done(number)
+
+    def _done(self, number: int) -> None:
+        del self._generators[number]
+        self._left -= 1
+        if not self._left:
+            self._finish()
+            return
+        for child in self._schedule.releases[number]:
+            self._waits[child] -= 1
+            if not self._waits[child]:
+                self._begin(child)
+
+    def _finish(self) -> None:
+        self.over = True
+        self._on_done(self)
+        self._rest()
+
+    def _cancel_calls(self) -> None:
+        for pending in self._calls.values():
+            for call in pending:
+                call.cancel()
+        self._calls.clear()
+
+    def _rest(self) -> None:
+        """Says once that nobody touches the matrix any more."""
+        if self._stepping:
+            return
+        for generator in self._generators.values():
+            generator.close()
+        self._generators.clear()
+        on_idle, self._on_idle = self._on_idle, _nobody
+        on_idle(self)
+
+    def __repr__(self) -> str:
+        open_calls = sum(map(len, self._calls.values()))
+        return f"<Execution {self._left} components left, {self._stepping} stepping, {open_calls} calls open>"
+
+
+def _nobody(_: Execution) -> None:
+    """Stands in for `on_idle` once it was called."""
+
+
+Job = tuple[Execution, int, Steps, Sequence[Reply] | None]
+Outcome = tuple[Execution, int, Sequence[Call] | None, BaseException | None]
+
+
+class Executor:
+    """Steps generators: on `threads` threads, or on the I/O thread when there are none."""
+
+    def __init__(self, loop: Loop, threads: int) -> None:
+        self.loop = loop
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inline: collections.deque[Job] = collections.deque()
+        self._outcomes: collections.deque[Outcome] = collections.deque()
+        self._waking = False  # one wake-up of the loop is enough for many outcomes
+        self._running_inline = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"executor-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, execution: Execution, number: int, generator: Steps, replies: Sequence[Reply] | None
+    ) -> None:
+        """Has the generator stepped; the execution is told the outcome on the I/O thread."""
+        job = (execution, number, generator, replies)
+        if self._threads:
+            self._jobs.put(job)
+            return
+        self._inline.append(job)
+        if not self._running_inline:
+            self._run_inline()
+
+    def close(self) -> None:
+        """Stops the threads, after the jobs they have."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _run_inline(self) -> None:
+        # A loop instead of recursion: a step's outcome submits the next ones.
+        self._running_inline = True
+        try:
+            while self._inline:
+                execution, number, calls, error = _step(self._inline.popleft())
+                execution.stepped(number, calls, error)
+        finally:
+            self._running_inline = False
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._outcomes.append(_step(job))
+            if not self._waking:
+                self._waking = True
+                self.loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        # The flag falls first: an outcome appended after the last popleft wakes the loop again.
+        self._waking = False
+        while self._outcomes:
+            execution, number, calls, error = self._outcomes.popleft()
+            execution.stepped(number, calls, error)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Executor {len(self._threads)} threads, {self._jobs.qsize() + len(self._inline)} jobs waiting>"
+        )
+
+
+def _step(job: Job) -> Outcome:
+    execution, number, generator, replies = job
+    if execution.over:
+        return execution, number, None, None
+    try:
+        calls = next(generator) if replies is None else generator.send(replies)
+    except StopIteration:
+        return execution, number, None, None
+    except Exception as error:  # noqa: BLE001 — its rows' error, not the request's end
+        return execution, number, None, error
+    return execution, number, calls, None

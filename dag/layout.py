@@ -1,0 +1,100 @@
+"""Where the columns of a config stand: computed once per config version.
+
+*Byte columns* (fetched features, scores) live in blocks, one block per component and cell width. *External*
+columns are all names that the config mentions and a request may bring (entities, request features) or the
+service itself puts in as text (composite keys, calibration columns). A name can be in both namespaces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from shared.datatypes import DataType
+
+__all__ = ["BlockSpec", "ByteColumn", "Layout", "LayoutBuilder", "Source"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ByteColumn:
+    """One byte column: its place and its type. `count` elements a cell, 0 where that varies."""
+
+    name: str
+    block: int
+    column: int
+    data_type: DataType
+    count: int
+
+    @property
+    def width(self) -> int:
+        """Bytes a cell; 0 where that varies."""
+        return self.count * self.data_type.size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """One block: who writes it, bytes a cell (0: variable), its columns in order."""
+
+    component: str
+    width: int
+    columns: tuple[ByteColumn, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Where a reader finds a column: in a block, and (or else) among what the request brought."""
+
+    name: str
+    byte: ByteColumn | None
+    external: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All columns of one namespace pair: of the targets' matrix or of the slates'."""
+
+    blocks: tuple[BlockSpec, ...]
+    byte: dict[str, ByteColumn]
+    external: dict[str, int]
+
+    def source(self, name: str) -> Source:
+        """Raises KeyError for a name that the config never mentioned while the layout was built."""
+        return Source(name, self.byte.get(name), self.external[name])
+
+
+class LayoutBuilder:
+    """Collects columns in config order; `build` freezes them."""
+
+    def __init__(self) -> None:
+        self._blocks: list[BlockSpec] = []
+        self._byte: dict[str, ByteColumn] = {}
+        self._external: dict[str, int] = {}
+        self._owner: dict[str, str] = {}
+
+    def write(self, component: str, columns: Iterable[tuple[str, DataType, int]]) -> None:
+        """Declares the byte columns that `component` writes: (name, type, elements a cell; 0: varies).
+
+        Raises ValueError for a column that has a writer already.
+        """
+        by_width: dict[int, list[tuple[str, DataType, int]]] = {}
+        for name, kind, count in columns:
+            by_width.setdefault(count * kind.size, []).append((name, kind, count))
+        for width, members in by_width.items():
+            block = len(self._blocks)
+            placed = []
+            for column, (name, kind, count) in enumerate(members):
+                if name in self._owner:
+                    raise ValueError(
+                        f"column {name!r} is written by both {self._owner[name]!r} and {component!r}"
+                    )
+                self._owner[name] = component
+                self._byte[name] = ByteColumn(name, block, column, kind, count)
+                placed.append(self._byte[name])
+            self._blocks.append(BlockSpec(component, width, tuple(placed)))
+
+    def mention(self, name: str) -> int:
+        """The external id of a name that the config mentions."""
+        return self._external.setdefault(name, len(self._external))
+
+    def build(self) -> Layout:
+        return Layout(tuple(self._blocks), dict(self._byte), dict(self._external))

@@ -1,0 +1,78 @@
+"""A config version, compiled: everything about a request that does not depend on the request."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dag.component import Component
+from dag.config import ModelConfig
+from dag.layout import Layout, Source
+from dag.topology import Topology
+from shared.datatypes import DataType
+
+__all__ = ["Answer", "OutputColumn", "Plan", "Schedule", "schedule"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The order of the components: who starts at once, who waits for how many, whom each one releases.
+
+    Numbers are indices into `Plan.components`.
+    """
+
+    first: tuple[int, ...]
+    waits: tuple[int, ...]
+    releases: tuple[tuple[int, ...], ...]
+
+
+def schedule(topology: Topology) -> Schedule:
+    """The schedule of components that stand in the topology's order."""
+    number = {name: place for place, name in enumerate(topology.order)}
+    return Schedule(
+        tuple(number[name] for name in topology.first),
+        tuple(len(topology.parents[name]) for name in topology.order),
+        tuple(tuple(number[child] for child in topology.children[name]) for name in topology.order),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutputColumn:
+    """A column of an answer: its declared type, and elements a value (0: a scalar, or not known)."""
+
+    source: Source
+    data_type: DataType
+    vector_dim: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an answer shows, in order."""
+
+    features: tuple[OutputColumn, ...]  # response_config.features, in an answer without slates
+    targets: tuple[OutputColumn, ...]  # the same without the slate scores, in an answer with slates
+    slates: tuple[OutputColumn, ...]  # the slate scores among them, in component order
+    model_schema: tuple[OutputColumn, ...]  # the models' inputs, then the other features
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a worker needs to serve one version of one model config. Immutable."""
+
+    model_config_id: str
+    digest: str
+    config: ModelConfig
+    components: tuple[Component, ...]
+    schedule: Schedule
+    layout: Layout
+    slate_layout: Layout
+    answer: Answer
+    id_column: str  # holds the target ids of a Predict request
+    constants: tuple[tuple[int, bytes], ...]  # external id → text in all rows (calibration columns)
+    composites: frozenset[str]  # text columns that components write: no request may bring them
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.model_config_id} {self.digest[:12]} {len(self.components)} components>"

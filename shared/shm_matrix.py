@@ -1,0 +1,409 @@
+"""The matrix of one request, in a slot of shared memory.
+
+A **slot** belongs to one request from `MatrixPool.acquire` to `MatrixPool.release`; each reuse has a new
+generation, so that a record which a dead or stale process left is recognised. A slot's memory is a list of
+chunks: it grows by adding one, nothing ever moves, and a component that has written its block can hand out
+views of it for as long as the request lives.
+
+A **matrix** has `rows` rows and three kinds of columns:
+
+- *blocks*, one per component and cell width: `CellBlock` (fixed width, C order) or `VarBlock` (offsets and
+  bytes). Each is written once, by the component that owns it, and read by everybody after that. A block has
+  one line per distinct key, and `index` says which line a row shows: a user's features are stored once, however
+  many targets the request has;
+- *texts*: string columns (entities, request features, composite keys), addressed by the plan's external ids;
+- *typed*: request features that came as typed bytes, addressed likewise.
+
+Allocation is locked (components may run on several threads at once); everything else relies on each column
+having one writer and on readers being started after it is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.datatypes import DataType
+from shared.segments import Bytes, Segment
+
+__all__ = [
+    "ABSENT",
+    "EMPTY",
+    "ODD",
+    "VALUE",
+    "Block",
+    "CellBlock",
+    "MatrixFull",
+    "MatrixPool",
+    "ShmMatrix",
+    "Slot",
+    "TextColumn",
+    "TypedColumn",
+    "VarBlock",
+]
+
+Rows = npt.NDArray[np.int32]
+
+# States of a cell. "No value" is distinct from zero, and a value that the upstream says is empty is distinct
+# from one that could not be asked for: only the latter may be replaced by what the request itself brought.
+ABSENT = 0
+VALUE = 1
+EMPTY = 2
+ODD = 3  # a value whose length does not fit the declared type, kept as it came
+
+ALIGN = 64  # one cache line
+SMALLEST_CHUNK = 64 << 10
+SEGMENT = 8 << 20
+
+
+class MatrixFull(Exception):
+    """A request's matrix does not fit: the message names its size and the limit."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """A power-of-two range of a segment."""
+
+    segment: int
+    offset: int
+    bytes: Bytes
+
+
+class Slot:
+    """The memory of one request: a bump allocator over chunks that its pool lends it."""
+
+    def __init__(self, pool: MatrixPool, number: int) -> None:
+        self.number = number
+        self.generation = 0
+        self.chunks: list[Chunk] = []
+        self.size = 0  # bytes lent, over all chunks
+        self._pool = pool
+        self._at = 0
+        self._lock = threading.Lock()
+
+    def allocate(self, size: int) -> Bytes:
+        """`size` bytes, uint8, aligned to a cache line, **not** zeroed.
+
+        Raises MatrixFull when the slot would grow over the limit of one request, or the pool is exhausted.
+        """
+        with self._lock:
+            chunk = self.chunks[-1] if self.chunks else None
+            start = -self._at % ALIGN + self._at
+            if chunk is None or start + size > len(chunk.bytes):
+                chunk = self._pool.lend(self, size)
+                start = 0
+            self._at = start + size
+        return chunk.bytes[start : start + size]
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        """An uninitialised array of `shape` and `dtype` in this slot."""
+        kind = np.dtype(dtype)
+        size = kind.itemsize
+        for extent in shape:
+            size *= extent
+        return self.allocate(size).view(kind).reshape(shape)
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        """A zeroed array of `shape` and `dtype` in this slot."""
+        out = self.array(shape, dtype)
+        out[...] = 0
+        return out
+
+    def copy(self, data: bytes | memoryview) -> Bytes:
+        """`data`, copied into this slot."""
+        out = self.allocate(len(data))
+        out[:] = np.frombuffer(data, np.uint8)
+        return out
+
+    def reset(self) -> list[Chunk]:
+        """Takes the memory off this slot and returns it; the pool's part of a release."""
+        chunks, self.chunks = self.chunks, []
+        self.size = self._at = 0
+        return chunks
+
+    def __repr__(self) -> str:
+        return (
+            f"<Slot {self.number} generation={self.generation} {len(self.chunks)} chunks, {self.size} bytes>"
+        )
+
+
+class MatrixPool:
+    """The shared memory of one worker's matrices.
+
+    `capacity` bounds what all requests in flight take together, `limit` what one request takes, both in bytes.
+    Segments are added as they are needed and kept; chunks come in powers of two and are reused.
+    """
+
+    def __init__(self, capacity: int, limit: int, *, name: str = "inferflow-matrix") -> None:
+        self.capacity = capacity
+        self.limit = min(limit, capacity)
+        self.name = name
+        self.segments: list[Segment] = []
+        self.reserved = 0  # bytes of all segments
+        self.in_use = 0  # bytes lent to slots
+        self._lock = threading.Lock()
+        self._free: dict[int, list[Chunk]] = {}
+        self._tail = 0  # bytes of the last segment that are already cut into chunks
+        self._slots: list[Slot] = []
+        self._idle: list[Slot] = []
+
+    @property
+    def busy(self) -> int:
+        """Slots that belong to a request."""
+        return len(self._slots) - len(self._idle)
+
+    def acquire(self) -> Slot:
+        """An empty slot with a new generation."""
+        with self._lock:
+            if self._idle:
+                slot = self._idle.pop()
+            else:
+                slot = Slot(self, len(self._slots))
+                self._slots.append(slot)
+            slot.generation += 1
+            return slot
+
+    def release(self, slot: Slot) -> None:
+        """Takes a slot back with all its memory. Views of it must not be used any more."""
+        with self._lock:
+            for chunk in slot.reset():
+                self._free.setdefault(len(chunk.bytes), []).append(chunk)
+                self.in_use -= len(chunk.bytes)
+            self._idle.append(slot)
+
+    def lend(self, slot: Slot, size: int) -> Chunk:
+        """A chunk of at least `size` bytes for `slot`; called by the slot. Raises MatrixFull."""
+        wanted = max(SMALLEST_CHUNK, slot.size, 1 << (size - 1).bit_length() if size else 1)
+        if slot.size + size > self.limit:
+            raise MatrixFull(
+                f"the request's matrix needs {slot.size + size} bytes, the limit is {self.limit} "
+                "(INFERFLOW_MAX_MATRIX_BYTES)"
+            )
+        with self._lock:
+            chunk = self._take(wanted) or self._cut(wanted)
+            if chunk is None:
+                raise MatrixFull(
+                    f"the request's matrix needs {size} bytes more, and {self.in_use} of the "
+                    f"{self.capacity} bytes for matrices are in use (INFERFLOW_MATRIX_BYTES)"
+                )
+            self.in_use += len(chunk.bytes)
+        slot.chunks.append(chunk)
+        slot.size += len(chunk.bytes)
+        return chunk
+
+    def _take(self, wanted: int) -> Chunk | None:
+        """A free chunk of exactly this size, else the smallest larger one."""
+        for size in sorted(size for size, chunks in self._free.items() if size >= wanted and chunks):
+            return self._free[size].pop()
+        return None
+
+    def _cut(self, wanted: int) -> Chunk | None:
+        """A new chunk from the last segment, or from a new one."""
+        if not self.segments or self._tail + wanted > self.segments[-1].size:
+            size = max(SEGMENT, wanted)
+            if self.reserved + size > self.capacity:
+                size = wanted
+            if self.reserved + size > self.capacity:
+                return None
+            try:
+                self.segments.append(Segment(f"{self.name}-{len(self.segments)}", size))
+            except OSError as error:
+                raise MatrixFull(f"no shared memory for {size} bytes of matrix: {error}") from error
+            self.reserved += size
+            self._tail = 0
+        segment = self.segments[-1]
+        chunk = Chunk(len(self.segments) - 1, self._tail, segment.bytes[self._tail : self._tail + wanted])
+        self._tail += wanted
+        return chunk
+
+    def close(self) -> None:
+        """Gives the segments back; no slot may be in use."""
+        for segment in self.segments:
+            segment.close()
+        self.segments.clear()
+
+    def __repr__(self) -> str:
+        return (
+            f"<MatrixPool {self.busy} of {len(self._slots)} slots busy, "
+            f"{self.in_use} of {self.reserved} bytes in use, capacity {self.capacity}>"
+        )
+
+
+class TextColumn:
+    """A string column: `rows` texts as offsets and lengths into a heap of UTF-8 bytes; empty means no value.
+
+    A constant column (an entity with one id, a context feature) has one entry that all rows share.
+    """
+
+    __slots__ = ("constant", "heap", "sizes", "starts")
+
+    def __init__(
+        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32], *, constant: bool
+    ) -> None:
+        self.heap = heap
+        self.starts = starts  # int64 [rows], or [1] when constant
+        self.sizes = sizes  # int32, likewise
+        self.constant = constant
+
+    @classmethod
+    def of(cls, slot: Slot, texts: Sequence[bytes]) -> TextColumn:
+        """A column of these texts, one a row."""
+        count = len(texts)
+        sizes = slot.array((count,), np.int32)
+        sizes[:] = np.fromiter(map(len, texts), np.int32, count)
+        starts = slot.array((count,), np.int64)
+        if count:
+            starts[0] = 0
+            np.cumsum(sizes[:-1], out=starts[1:])
+        return cls(slot.copy(b"".join(texts)), starts, sizes, constant=False)  # type: ignore[arg-type]
+
+    @classmethod
+    def same(cls, slot: Slot, text: bytes) -> TextColumn:
+        """A column with the same text in all rows."""
+        starts = slot.zeros((1,), np.int64)
+        sizes = slot.array((1,), np.int32)
+        sizes[0] = len(text)
+        return cls(slot.copy(text), starts, sizes, constant=True)  # type: ignore[arg-type]
+
+    def texts(self, rows: Rows) -> list[bytes]:
+        """The texts of `rows` (int32 [n])."""
+        heap = self.heap.tobytes()
+        if self.constant:
+            return [heap[: int(self.sizes[0])]] * len(rows)
+        starts = self.starts[rows]
+        return [heap[a:b] for a, b in zip(starts.tolist(), (starts + self.sizes[rows]).tolist(), strict=True)]
+
+
+class TypedColumn:
+    """A request feature that came as typed bytes: the raw values and their declared type.
+
+    `text` has one entry a row, or a single one that all rows share; b"" means no value. `vector_dim` is what the
+    request declared, 0 for a scalar or nothing.
+    """
+
+    __slots__ = ("data_type", "text", "vector_dim")
+
+    def __init__(self, data_type: DataType, vector_dim: int, text: TextColumn) -> None:
+        self.data_type = data_type
+        self.vector_dim = vector_dim
+        self.text = text
+
+    def values(self, rows: Rows) -> list[bytes]:
+        """The raw values of `rows` (int32 [n])."""
+        return self.text.texts(rows)
+
+
+class CellBlock:
+    """Fixed-width cells of one component: `cells` [lines, columns, width], `states` [lines, columns], uint8.
+
+    `index` (int32 [rows]) says which line a row shows, -1 for none (then all its cells are ABSENT);
+    None: line = row.
+    """
+
+    __slots__ = ("cells", "index", "odd", "states")
+
+    def __init__(self, slot: Slot, lines: int, columns: int, width: int) -> None:
+        self.cells: Bytes = slot.array((lines, columns, width), np.uint8)  # type: ignore[assignment]
+        self.states: Bytes = slot.zeros((lines, columns), np.uint8)  # type: ignore[assignment]
+        self.index: Rows | None = None
+        self.odd: dict[tuple[int, int], bytes] = {}  # (line, column) → the value of an ODD cell
+
+    def put(self, line: int, column: int, value: bytes) -> None:
+        """Writes one cell from the bytes an upstream answered."""
+        if len(value) == self.cells.shape[2]:
+            self.cells[line, column] = np.frombuffer(value, np.uint8)
+            self.states[line, column] = VALUE
+        elif not value:
+            self.states[line, column] = EMPTY
+        else:
+            self.odd[line, column] = value
+            self.states[line, column] = ODD
+
+    def values(self, column: int, rows: Rows) -> list[bytes]:
+        """Raw bytes of one column for `rows`: b"" where there is no value."""
+        return self.line_values(column, rows if self.index is None else self.index[rows])
+
+    def line_values(self, column: int, lines: Rows) -> list[bytes]:
+        """Raw bytes of one column for block lines (-1: none)."""
+        if not len(self.states):
+            return [b""] * len(lines)
+        states = np.where(lines >= 0, self.states[lines, column], ABSENT).tolist()
+        width = self.cells.shape[2]
+        packed = np.ascontiguousarray(self.cells[lines, column]).tobytes()
+        return [
+            packed[i * width : (i + 1) * width]
+            if state == VALUE
+            else self.odd[int(lines[i]), column]
+            if state == ODD
+            else b""
+            for i, state in enumerate(states)
+        ]
+
+
+class VarBlock:
+    """Variable-width cells (strings, vectors) of one component: `starts`, `sizes` [lines, columns] of `heap`.
+
+    `states` and `index` are as in CellBlock. There are no ODD cells: every length fits.
+    """
+
+    __slots__ = ("heap", "index", "sizes", "starts", "states")
+
+    def __init__(self, slot: Slot, lines: int, columns: int) -> None:
+        self.starts: npt.NDArray[np.int64] = slot.array((lines, columns), np.int64)  # type: ignore[assignment]
+        self.sizes: Rows = slot.zeros((lines, columns), np.int32)  # type: ignore[assignment]
+        self.states: Bytes = slot.zeros((lines, columns), np.uint8)  # type: ignore[assignment]
+        self.heap: Bytes = np.empty(0, np.uint8)
+        self.index: Rows | None = None
+
+    def fill(self, slot: Slot, cells: Iterable[tuple[int, int, bytes]]) -> None:
+        """Writes (line, column, value) cells; to be called once, with all of them."""
+        parts: list[bytes] = []
+        at = 0
+        for line, column, value in cells:
+            self.starts[line, column] = at
+            self.sizes[line, column] = len(value)
+            self.states[line, column] = VALUE if value else EMPTY
+            parts.append(value)
+            at += len(value)
+        self.heap = slot.copy(b"".join(parts))
+
+    def values(self, column: int, rows: Rows) -> list[bytes]:
+        """Raw bytes of one column for `rows`: b"" where there is no value."""
+        return self.line_values(column, rows if self.index is None else self.index[rows])
+
+    def line_values(self, column: int, lines: Rows) -> list[bytes]:
+        """Raw bytes of one column for block lines (-1: none)."""
+        if not len(self.sizes):
+            return [b""] * len(lines)
+        starts = self.starts[lines, column]
+        sizes = np.where((lines >= 0) & (self.states[lines, column] == VALUE), self.sizes[lines, column], 0)
+        heap = self.heap.data
+        return [
+            bytes(heap[a : a + n]) if n else b"" for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)
+        ]
+
+
+Block = CellBlock | VarBlock
+
+
+class ShmMatrix:
+    """The matrix of one request (see the head of this module)."""
+
+    __slots__ = ("all_rows", "blocks", "rows", "slot", "texts", "typed")
+
+    def __init__(self, slot: Slot, rows: int, blocks: int, externals: int) -> None:
+        """`blocks` and `externals` are how many the plan's layout has; all start unwritten."""
+        self.slot = slot
+        self.rows = rows
+        self.blocks: list[Block | None] = [None] * blocks
+        self.texts: list[TextColumn | None] = [None] * externals
+        self.typed: list[TypedColumn | None] = [None] * externals
+        self.all_rows: Rows = np.arange(rows, dtype=np.int32)
+
+    def __repr__(self) -> str:
+        written = sum(block is not None for block in self.blocks)
+        return f"<ShmMatrix {self.rows} rows, {written} of {len(self.blocks)} blocks written, {self.slot!r}>"

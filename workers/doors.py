@@ -1,0 +1,189 @@
+"""The worker's links to the front doors: requests in, answers out.
+
+A worker connects to every `door-*.sock` it finds in the run directory and looks again twice a second, so that
+front doors and workers can come and go in any order. Belongs to the I/O thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from shared.frames import (
+    Cancel,
+    FrameError,
+    FrameReader,
+    Hello,
+    Readiness,
+    Request,
+    State,
+    answer_head,
+)
+from workers.service import Answered, Service, Ticket
+
+__all__ = ["DoorLink", "Doors"]
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
+MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
+
+
+class DoorLink(asyncio.Protocol):
+    """One connection to one front door."""
+
+    def __init__(self, doors: Doors, path: Path) -> None:
+        self.path = path
+        self._doors = doors
+        self._reader: FrameReader[Request | Cancel] = FrameReader(
+            (Request, Cancel), doors.max_request_bytes + FRAME_OVERHEAD
+        )
+        self._tickets: dict[int, Ticket] = {}
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tickets)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._write(self._doors.hello.encode())
+        self._write(self._doors.state.encode())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frames = self._reader.feed(data)
+        except FrameError as error:
+            log.error("front door sent a bad frame", extra={"door": self.path.name, "reason": str(error)})
+            self.close()
+            return
+        for frame in frames:
+            if isinstance(frame, Request):
+                self._start(frame)
+            elif (ticket := self._tickets.pop(frame.id, None)) is not None:
+                ticket.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        tickets, self._tickets = self._tickets, {}
+        for ticket in tickets.values():
+            ticket.cancel()
+        self._doors.lost(self)
+
+    def pause_writing(self) -> None:
+        log.error("front door does not read its answers", extra={"door": self.path.name, "limit": MAX_UNSENT})
+        self.close()
+
+    def send_state(self, state: State) -> None:
+        self._write(state.encode())
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Sends what is still unsent, then closes."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _start(self, request: Request) -> None:
+        loop = self._doors.loop
+        deadline = loop.time() + request.deadline_us / 1e6 if request.deadline_us else None
+        answered = False
+
+        def answer(outcome: Answered) -> None:
+            nonlocal answered
+            answered = True
+            self._tickets.pop(request.id, None)
+            self._answer(request.id, outcome)
+
+        ticket = self._doors.service.handle(
+            request.method, dict(request.metadata), request.body, deadline, answer
+        )
+        if not answered:
+            self._tickets[request.id] = ticket
+
+    def _answer(self, request_id: int, outcome: Answered) -> None:
+        self._write(answer_head(request_id, int(outcome.status), outcome.message, (), len(outcome.body)))
+        if outcome.body:
+            self._out.append(outcome.body)
+
+    def _write(self, data: bytes) -> None:
+        # Answers of one turn of the loop leave in one write.
+        if not self._out:
+            self._doors.loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self._transport is not None:
+            self._transport.write(b"".join(out))
+
+    def __repr__(self) -> str:
+        return f"<DoorLink {self.path.name} {self.in_flight} in flight>"
+
+
+class Doors:
+    """All front doors of the pod, as one worker sees them."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        run_dir: Path,
+        service: Service,
+        hello: Hello,
+        max_request_bytes: int,
+    ) -> None:
+        self.loop = loop
+        self.service = service
+        self.hello = hello
+        self.max_request_bytes = max_request_bytes
+        self.state = State(Readiness.NOT_READY, 0, "no config version is active yet")
+        self._run_dir = run_dir
+        self._links: dict[Path, DoorLink] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        return sum(link.in_flight for link in self._links.values())
+
+    def tell(self, state: State) -> None:
+        """Tells all front doors, now and those to come, what this worker can take."""
+        if state != self.state:
+            self.state = state
+            for link in self._links.values():
+                link.send_state(state)
+
+    async def keep_looking(self) -> None:
+        """Connects to front doors as they appear; runs until it is cancelled."""
+        while True:
+            for path in sorted(self._run_dir.glob("door-*.sock")):
+                if path not in self._links:
+                    await self._connect(path)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def lost(self, link: DoorLink) -> None:
+        if self._links.get(link.path) is link:
+            del self._links[link.path]
+
+    def finish(self) -> None:
+        for link in list(self._links.values()):
+            link.finish()
+
+    async def _connect(self, path: Path) -> None:
+        try:
+            _, link = await self.loop.create_unix_connection(lambda: DoorLink(self, path), str(path))
+        except OSError as error:
+            # A socket file that its front door left behind, or one that does not listen yet.
+            log.debug("front door cannot be reached", extra={"door": path.name, "reason": str(error)})
+            return
+        self._links[path] = link
+
+    def __repr__(self) -> str:
+        return f"<Doors {list(self._links.values())!r}>"

@@ -1,0 +1,156 @@
+"""The worker process: `python -m workers.main`.
+
+One I/O thread (uvloop) owns every socket: links to the front doors, channels to the upstreams, the link to the
+config sidecar. Executor threads run the DAGs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+
+import uvloop
+
+from components.cache import FeatureCache
+from components.compile import Bounds, CompileError, compile_plan
+from dag.config import decode
+from dag.executor import Executor
+from dag.plan import Plan
+from dag.topology import TopologyCache
+from shared import logs, process
+from shared.config_link import ConfigLink
+from shared.frames import Hello, Readiness, State
+from shared.rundir import private_directory
+from shared.settings import Settings
+from shared.shm_matrix import MatrixPool
+from workers.doors import Doors
+from workers.plans import SnapshotConfig
+from workers.service import Service
+from workers.upstreams import WorkerUpstreams
+
+__all__ = ["Worker", "main"]
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Everything that one worker process owns."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self.settings = settings
+        self.loop = loop
+        self.executor = Executor(loop, settings.executor_threads)
+        self.pool = MatrixPool(settings.matrix_bytes, settings.max_matrix_bytes)
+        self.service = Service(
+            self.executor,
+            self.pool,
+            max_in_flight=settings.max_in_flight,
+            text_features="text-features" in settings.compat,
+            sampling_tz=settings.sampling_tz,
+        )
+        run_dir = private_directory(settings.run_dir)
+        self.doors = Doors(
+            loop,
+            run_dir,
+            self.service,
+            Hello(settings.index, os.getpid(), settings.max_in_flight),
+            settings.max_request_bytes,
+        )
+        self.upstreams = WorkerUpstreams(settings)
+        self.config_link = ConfigLink(
+            loop,
+            run_dir / "config.sock",
+            worker=settings.index,
+            on_snapshot=self._prepare,
+            on_activate=self._activate,
+        )
+        self._topologies = TopologyCache(settings.topology_cache_size, settings.topology_cache_ttl_s)
+        self._cache = FeatureCache(settings.feature_cache_bytes) if settings.feature_cache_bytes else None
+        self._bounds = Bounds(
+            onfs_timeout=settings.onfs.deadline_ms / 1000,
+            onfs_batch=settings.onfs.batch_size,
+            predator_timeout=settings.predator.deadline_ms / 1000,
+            numerix_timeout=settings.numerix.deadline_ms / 1000,
+            numerix_batch=settings.numerix.batch_size,
+            string_scores="string-scores" in settings.compat,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set, then drains."""
+        self.config_link.start()
+        looking = self.loop.create_task(self.doors.keep_looking())
+        await stop.wait()
+        await self._drain()
+        looking.cancel()
+        self.doors.finish()
+        await self.config_link.close()
+        await self.upstreams.close()
+        self.executor.close()
+
+    def _prepare(self, version: int, document: bytes) -> dict[str, str]:
+        """Compiles a snapshot; returns the configs that this worker cannot serve, with the reasons."""
+        prepared = self.service.plans.prepare(document, self._compile)
+        log.info("version prepared", extra={"version": version, "configs": len(prepared.plans)})
+        return dict(prepared.refused)
+
+    def _activate(self, version: int) -> None:
+        self.service.plans.activate(version)
+        log.info("version active", extra={"version": version})
+        self.doors.tell(State(Readiness.READY, version, ""))
+
+    def _compile(self, name: str, config: SnapshotConfig, expressions: Mapping[str, str]) -> Plan:
+        document = decode(bytes(config.document))
+        parts = document.component_config
+        names = [part.component for part in parts.feature_components]
+        names += [part.component for part in parts.predator_components]
+        names += [part.component for part in parts.numerix_components]
+        try:
+            topology = self._topologies.get(document.dag_execution_config.component_dependency, names)
+            return compile_plan(
+                name,
+                config.digest,
+                document,
+                topology,
+                upstreams=self.upstreams,
+                expressions=expressions,
+                cache=self._cache,
+                bounds=self._bounds,
+            )
+        except ValueError as error:
+            raise CompileError(str(error)) from error
+
+    async def _drain(self) -> None:
+        """Answers what is in flight; what takes longer than the drain time is cancelled with the links."""
+        self.doors.tell(State(Readiness.DRAINING, self.doors.state.version, "the worker is shutting down"))
+        end = self.loop.time() + self.settings.drain_s
+        while self.doors.in_flight and self.loop.time() < end:
+            await asyncio.sleep(0.02)
+        if self.doors.in_flight:
+            log.warning("drain time is over", extra={"in_flight": self.doors.in_flight})
+
+
+async def _serve(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    logs.log_loop_errors(loop)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = Worker(settings, loop)
+    await worker.run(stop)
+
+
+def main() -> None:
+    settings = Settings.from_env(os.environ)
+    process.die_with_parent(settings.supervisor_pid)
+    process.name(f"worker {settings.index}")
+    logs.configure(f"worker-{settings.index}", settings.log_level)
+    if settings.pin:
+        process.pin(settings.index)
+    uvloop.run(_serve(settings))
+
+
+if __name__ == "__main__":
+    main()

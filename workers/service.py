@@ -1,0 +1,165 @@
+"""The service of one worker: from a request's bytes to its answer's, without sockets.
+
+Belongs to the I/O thread. A request holds the plan it started with until it is answered, whatever is activated
+meanwhile, and its matrix slot until no thread touches it any more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+from collections.abc import Callable, Mapping
+
+from components.feature_init import initialize
+from dag.component import Scoring
+from dag.executor import Execution, Executor
+from dag.plan import Plan
+from rpc.status import Status
+from shared.shm_matrix import MatrixFull, MatrixPool, Slot
+from workers import responses
+from workers.plans import PlanSet
+from workers.requests import ADAPTERS, BadRequest, read
+
+__all__ = ["Answered", "Service", "Ticket"]
+
+log = logging.getLogger(__name__)
+
+RETRIEVE, POINT_WISE, PAIR_WISE, SLATE_WISE = range(4)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answered:
+    """The one answer of a request."""
+
+    status: Status
+    message: str
+    body: bytes
+
+
+class Ticket:
+    """A request in flight; `cancel` ends it without an answer."""
+
+    __slots__ = ("_execution",)
+
+    def __init__(self) -> None:
+        self._execution: Execution | None = None
+
+    def cancel(self) -> None:
+        if self._execution is not None:
+            self._execution.cancel()
+
+
+class Service:
+    """Scores requests. `in_flight` counts those whose slot is not free yet."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        pool: MatrixPool,
+        *,
+        max_in_flight: int,
+        text_features: bool,
+        sampling_tz: datetime.tzinfo,
+    ) -> None:
+        self.plans = PlanSet()
+        self.in_flight = 0
+        self.max_in_flight = max_in_flight
+        self.answered: dict[Status, int] = {}
+        self._executor = executor
+        self._pool = pool
+        self._text_features = text_features
+        self._sampling_tz = sampling_tz
+
+    def handle(
+        self,
+        method: int,
+        metadata: Mapping[bytes, bytes],
+        body: bytes,
+        deadline: float | None,
+        answer: Callable[[Answered], None],
+    ) -> Ticket:
+        """Scores a request; `answer` is called exactly once, maybe at once, unless the ticket is cancelled.
+
+        `method` is the place in the list of methods, `deadline` on the clock of the loop.
+        """
+        ticket = Ticket()
+
+        def reply(status: Status, message: str, body: bytes = b"") -> None:
+            self.answered[status] = self.answered.get(status, 0) + 1
+            answer(Answered(status, message, body))
+
+        if self.in_flight >= self.max_in_flight:
+            reply(
+                Status.RESOURCE_EXHAUSTED,
+                f"{self.in_flight} requests in flight, the limit is {self.max_in_flight}",
+            )
+            return ticket
+        try:
+            if method >= len(ADAPTERS):
+                raise BadRequest(f"method {method} is none of {len(ADAPTERS)}")
+            inquiry = read(ADAPTERS[method], body, metadata, text_features=self._text_features)
+            plan = self.plans.find(inquiry.model_config_id)
+            brought = inquiry.bring(plan)
+        except BadRequest as error:
+            reply(Status.INVALID_ARGUMENT, str(error))
+            return ticket
+        slot = self._pool.acquire()
+        try:
+            scoring = initialize(plan, brought, slot)
+        except MatrixFull as error:
+            self._pool.release(slot)
+            reply(Status.RESOURCE_EXHAUSTED, str(error))
+            return ticket
+        self.in_flight += 1
+
+        def on_done(execution: Execution) -> None:
+            if execution.error is not None:
+                reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
+                return
+            if deadline is not None and self._executor.loop.time() >= deadline:
+                # The upstream calls were cut short by it: what they left is nobody's answer.
+                reply(Status.DEADLINE_EXCEEDED, "the client's deadline passed")
+                return
+            try:
+                out = self._respond(method, plan, scoring, metadata)
+            except Exception as error:
+                log.exception("response failed", extra={"model_config_id": plan.model_config_id})
+                reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
+                return
+            reply(Status.OK, "", out)
+
+        ticket._execution = Execution(
+            self._executor, plan, scoring, deadline, on_done, lambda _: self._free(slot)
+        )
+        ticket._execution.start()
+        return ticket
+
+    def _free(self, slot: Slot) -> None:
+        self.in_flight -= 1
+        self._pool.release(slot)
+
+    def _respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+        if method == POINT_WISE:
+            return responses.point_wise(plan, scoring)
+        if method == PAIR_WISE:
+            return responses.pair_wise(plan, scoring)
+        if method == SLATE_WISE:
+            return responses.slate_wise(plan, scoring)
+        percentage = plan.config.response_config.model_schema_features_perc
+        shown = percentage > 0 and responses.sampled(
+            _user_id(plan, scoring, metadata), percentage, datetime.datetime.now(self._sampling_tz)
+        )
+        return responses.retrieve(plan, scoring, model_schema=shown)
+
+    def __repr__(self) -> str:
+        return f"<Service {self.in_flight} of {self.max_in_flight} in flight, {self.plans!r}>"
+
+
+def _user_id(plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+    """The user of a RetrieveModelScore request: its entity, else its metadata."""
+    external = plan.layout.external.get("user_id")
+    column = None if external is None else scoring.matrix.texts[external]
+    if column is not None:
+        return column.texts(scoring.matrix.all_rows[:1])[0]
+    return metadata.get(b"user-id", b"")
