@@ -565,11 +565,12 @@ class Settings:
         ),
     )
     wait_ms: int = field(
-        default=1000,
+        default=3000,
         metadata=env(
             "INFERFLOW_WAIT_MS",
             _integer(0, 60_000, "ms"),
-            "How long a request waits while no worker is ready. After it: UNAVAILABLE. 0: at once.",
+            "How long a request waits while no worker is ready: the default covers the restart of an only "
+            "worker. After it: UNAVAILABLE. 0: at once.",
         ),
     )
     max_waiting: int = field(
