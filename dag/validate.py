@@ -8,7 +8,7 @@ JSON types and missing keys, and then all the rules (single fields, the DAG, col
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from dag.fit import Pairs, fit
 from dag.problems import Problem, did_you_mean, join
 from dag.topology import Topology, TopologyError, topology
 
-__all__ = ["ExpressionNames", "Problem", "Verdict", "validate"]
+__all__ = ["MAX_REASON", "ExpressionNames", "Problem", "Verdict", "bounded_reason", "validate"]
 
 ExpressionNames = Callable[[str], Collection[str]]
 """The column names an expression uses. Raises ValueError saying what is wrong with it."""
@@ -50,16 +50,20 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """The first error, at most 500 characters of it, and how many more there are; "" without errors."""
-        if not self.errors:
-            return ""
-        first, more = str(self.errors[0]), len(self.errors) - 1
-        shown = first if len(first) <= MAX_REASON else first[: MAX_REASON - 1] + "…"
-        return f"{shown} (and {more} more)" if more else shown
+        """The first error, bounded, and how many more there are; "" without errors."""
+        return bounded_reason([str(problem) for problem in self.errors])
 
     def __repr__(self) -> str:
         state = "ok" if self.ok else "refused"
         return f"Verdict({self.name!r}, {state}, {len(self.errors)} errors, {len(self.warnings)} warnings)"
+
+
+def bounded_reason(errors: Sequence[str]) -> str:
+    """The first of these errors, at most MAX_REASON characters of it, and how many more there are."""
+    if not errors:
+        return ""
+    first = errors[0] if len(errors[0]) <= MAX_REASON else errors[0][: MAX_REASON - 1] + "…"
+    return f"{first} (and {len(errors) - 1} more)" if len(errors) > 1 else first
 
 
 def validate(
@@ -161,7 +165,7 @@ def _expression(
     try:
         used = names_of(text)
     except ValueError as error:
-        yield Problem(join(path, "compute_id"), f"expression {compute_id!r} is {text!r}: {error}")
+        yield Problem(join(path, "compute_id"), f"expression {compute_id!r}: {error}")
         return
     for name in sorted(set(used).difference(mapped)):
         yield Problem(

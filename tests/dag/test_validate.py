@@ -572,7 +572,7 @@ CORPUS = {
     "bad expression": Bad(
         {f"{MIX}.compute_id": "lonely"},
         f"{MIX}.compute_id",
-        "expression 'lonely' is 'p +': token 2 '+' needs two operands",
+        "expression 'lonely': token 2 '+' needs two operands",
     ),
     "expression with an unmapped name": Bad(
         {f"{MIX}.compute_id": "wide"},
