@@ -1,0 +1,594 @@
+"""The client's side of one HTTP/2 connection: calls become frames, answers become replies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from rpc.codec import (
+    Configuration,
+    Connection,
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    Event,
+    GoAwayReceived,
+    Header,
+    NGH2Error,
+    ResponseReceived,
+    Role,
+    Setting,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    error_name,
+)
+from rpc.connection import Http2Connection
+from rpc.status import RpcError, Status, status_of_http, status_of_reset
+from rpc.wire import (
+    PREFIX,
+    Body,
+    MessageReader,
+    custom_metadata,
+    decode_message,
+    message_parts,
+    timeout_header,
+)
+
+__all__ = ["ChannelSettings", "ClientCall", "ClientConnection", "Listener", "Method", "Owner", "Reply"]
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChannelSettings:
+    """How a channel behaves. Sizes in bytes, times in seconds."""
+
+    connections_per_address: int = 1
+    """Connections opened to each address from the start."""
+    max_connections_per_address: int = 4
+    """Up to this many when all streams that the peer allows are in use."""
+    streams_per_connection: int = 0
+    """Calls on one connection at once; 0 = what the peer allows."""
+    max_queued_calls: int = 10_000
+    """Calls that wait for a connection or a free stream; one more is RESOURCE_EXHAUSTED (retriable)."""
+    wait_for_ready: bool = False
+    """Whether calls wait, up to their timeout, while no address can be reached; otherwise UNAVAILABLE."""
+    max_message_bytes: int = 64 * MiB
+    """An answer that is larger is RESOURCE_EXHAUSTED."""
+    connect_seconds: float = 5.0
+    """For a connection to be made, TLS and the peer's SETTINGS included."""
+    backoff_min_seconds: float = 0.1
+    """Pause after the first failed attempt, varied by a quarter either way; it grows by 1.6 a time."""
+    backoff_max_seconds: float = 5.0
+    """The longest pause between two attempts."""
+    resolve_seconds: float = 30.0
+    """Between two look-ups of the name; also after a failed connection, but at most every second. 0 = once."""
+    ping_seconds: float = 20.0
+    """Without a byte from a peer that has calls to answer: a PING is sent. 0 = never."""
+    ping_timeout_seconds: float = 10.0
+    """Without a byte after that PING: the connection is given up."""
+    frame_seconds: float = 30.0
+    """For a frame that began to arrive to become complete."""
+    send_stall_seconds: float = 30.0
+    """Without the peer taking a byte although there are some for it: the connection is given up."""
+    stream_window_bytes: int = 16 * MiB
+    """Flow-control window of a call: answers up to this size need no round trip more."""
+    connection_window_bytes: int = 64 * MiB
+    """Flow-control window of a connection."""
+    max_header_bytes: int = 64 * KiB
+    """Decoded size of one header block of an answer; more ends the connection."""
+
+
+class Method:
+    """A method as a channel calls it: the header block that is the same in every call."""
+
+    __slots__ = ("headers", "path")
+
+    def __init__(self, path: str, headers: tuple[Header, ...]) -> None:
+        self.path = path
+        self.headers = headers
+
+    def __repr__(self) -> str:
+        return f"<Method {self.path}>"
+
+
+class Reply:
+    """The outcome of a call."""
+
+    __slots__ = ("body", "message", "retriable", "status", "trailing")
+
+    def __init__(
+        self,
+        status: Status,
+        message: str = "",
+        body: bytes = b"",
+        trailing: tuple[tuple[bytes, bytes], ...] = (),
+        *,
+        retriable: bool = False,
+    ) -> None:
+        self.status = status
+        self.message = message
+        """Why the status is not OK, for people."""
+        self.body = body
+        """The response message, decompressed; empty unless the status is OK."""
+        self.trailing = trailing
+        """Custom trailing metadata; `-bin` values decoded."""
+        self.retriable = retriable
+        """True when the peer surely did not process the request."""
+
+    def error(self) -> RpcError:
+        """Returns the status as an exception."""
+        return RpcError(self.status, self.message, trailing=self.trailing, retriable=self.retriable)
+
+    def __repr__(self) -> str:
+        what = f"{len(self.body)} bytes" if self.status is Status.OK else repr(self.message)
+        return f"<Reply {self.status.name} {what}>"
+
+
+class ClientCall:
+    """A call that was started. Its `on_done` is called exactly once, from the loop."""
+
+    __slots__ = (
+        "_body",
+        "_bucket",
+        "_messages",
+        "_on_done",
+        "_owner",
+        "_reader",
+        "attempts",
+        "connection",
+        "deadline",
+        "encoding",
+        "method",
+        "over",
+        "request",
+        "stream_id",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        method: Method,
+        request: Body,
+        deadline: float | None,
+        on_done: Callable[[Reply], None],
+    ) -> None:
+        self.method = method
+        self.request = request
+        self.deadline = deadline
+        self.over = False
+        """True when the outcome is known."""
+        self.connection: ClientConnection | None = None
+        """Where it was sent; None while it waits for a connection or a stream."""
+        self.stream_id = 0
+        self.attempts = 0
+        self.encoding = b"identity"
+        self._owner = owner
+        self._on_done = on_done
+        self._bucket: set[Any] | None = None
+        self._reader: MessageReader | None = None
+        self._messages = 0
+        self._body = b""
+
+    def cancel(self) -> None:
+        """Gives the call up; `on_done` then gets CANCELLED, in the next turn of the loop.
+
+        Does nothing when the outcome is known.
+        """
+        self._give_up(Reply(Status.CANCELLED, "cancelled by the caller"), soon=True)
+
+    def expire(self) -> None:
+        """The deadline has passed. Called by the timers."""
+        self._give_up(Reply(Status.DEADLINE_EXCEEDED, f"deadline exceeded, {self._where()}"), soon=False)
+
+    def _where(self) -> str:
+        if self.connection is not None:
+            return f"waiting for an answer of {self.connection.peer}"
+        return f"waiting for a connection to {self._owner.target}"
+
+    def _give_up(self, reply: Reply, *, soon: bool) -> None:
+        if self.over:
+            return
+        connection = self.connection
+        if connection is not None:
+            connection.give_up(self)
+        else:
+            self._owner.forget(self)
+        self.finish(reply, soon=soon)
+
+    # -- for the connection and the channel ----------------------------------------------------------------
+
+    def set_deadline(self, bucket: set[Any]) -> None:
+        """Notes the bucket of timers that holds this call."""
+        self._bucket = bucket
+
+    def finish(self, reply: Reply, *, soon: bool = False) -> None:
+        """Ends the call with `reply`; `soon`: in the next turn of the loop, because a caller is on the stack."""
+        if self.over:
+            return
+        self.over = True
+        self._reader = None
+        self.request = b""
+        if self._bucket is not None:
+            self._bucket.discard(self)
+        on_done, self._on_done = self._on_done, _ignore
+        if soon:
+            self._owner.loop.call_soon(on_done, reply)
+            return
+        try:
+            on_done(reply)
+        except Exception as error:  # noqa: BLE001 - one caller's mistake must not cost the others their replies
+            self._owner.loop.call_exception_handler(
+                {"message": f"on_done of {self!r} raised", "exception": error}
+            )
+
+    def restart(self) -> None:
+        """Forgets what has come of an attempt that the peer refused."""
+        self.connection = None
+        self._reader = None
+        self._messages = 0
+        self._body = b""
+
+    def feed(self, data: bytes, limit: int) -> None:
+        """Takes a piece of the answer. Raises RpcError when it is wrong."""
+        reader = self._reader
+        if reader is None:
+            if (
+                not self._messages
+                and len(data) > PREFIX
+                and data[0] == 0
+                and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX <= limit
+            ):
+                self._messages = 1  # the usual case: the whole message in one frame
+                self._body = data[PREFIX:]
+                return
+            reader = self._reader = MessageReader(limit, self.encoding)
+        for message in reader.feed(data):
+            self._messages += 1
+            self._body = message
+
+    def body(self) -> bytes:
+        """Returns the message of a complete answer. Raises RpcError when there is not exactly one."""
+        if self._reader is not None and self._reader.partial:
+            raise RpcError(Status.INTERNAL, f"answer is cut off: {self._reader.partial}")
+        if self._messages != 1:
+            raise RpcError(Status.INTERNAL, f"answer has {self._messages} messages, expected one")
+        return self._body
+
+    def __repr__(self) -> str:
+        return f"<ClientCall {self.method.path} {'over' if self.over else self._where()}>"
+
+
+def _ignore(_: Reply) -> None:
+    """The callback of a call that is over."""
+
+
+class Owner(Protocol):
+    """What a call asks of its channel."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def target(self) -> str:
+        """The target as text."""
+
+    def forget(self, call: ClientCall) -> None:
+        """Takes a call that was given up out of the queue."""
+
+
+class Listener(Protocol):
+    """Whom a connection tells what becomes of it."""
+
+    def retry(self, call: ClientCall, reply: Reply) -> None:
+        """Sends a refused call again, or ends it with `reply`."""
+
+    def slot_free(self, connection: ClientConnection) -> None:
+        """Calls wait, and a stream of `connection` has become free."""
+
+    def connection_ready(self, connection: ClientConnection) -> None:
+        """The peer has sent its SETTINGS: calls can start."""
+
+    def connection_unusable(self, connection: ClientConnection, reason: str) -> None:
+        """No calls can start on `connection` any more, some may be in flight. Called once."""
+
+    def connection_lost(self, connection: ClientConnection) -> None:
+        """The connection is over. Called once, after `connection_unusable`."""
+
+
+class ClientConnection(Http2Connection):
+    """One connection of a channel."""
+
+    # Answers are large and come from peers that were chosen: bigger batches, fewer events.
+    _feed_bytes = 256 * KiB
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: ChannelSettings,
+        listener: Listener,
+        waiting: Sized,
+    ) -> None:
+        super().__init__(
+            loop,
+            Connection(
+                Role.CLIENT,
+                Configuration(
+                    max_inbound_header_list_size=settings.max_header_bytes,
+                    max_continuations=64,
+                    max_reserved_remote_streams=0,
+                ),
+            ),
+            frame_seconds=settings.frame_seconds,
+            send_stall_seconds=settings.send_stall_seconds,
+            ping_seconds=settings.ping_seconds,
+            ping_timeout_seconds=settings.ping_timeout_seconds,
+        )
+        self._settings = settings
+        self._listener = listener
+        self._waiting = waiting  # the channel's queue, to see at no cost whether it is empty
+        self.open = 0
+        """Streams in use."""
+        self.limit = 0
+        """Streams that may be in use; 0 until the peer's SETTINGS have come, and when it is leaving."""
+        self.ready = False
+        self._calls: dict[int, ClientCall] = {}
+        self._draining = False
+        self._flushed_id = 0  # streams up to this one have been given to the transport
+        self._last_id = 0
+        self._good_head: tuple[Header, ...] = ()
+        self._good_trailers: tuple[Header, ...] = ()
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that wait for an answer."""
+        return len(self._calls)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self.abort("the peer does not speak HTTP/2 (no h2 in ALPN)")
+            return
+        settings = self._settings
+        self.codec.initiate_connection(
+            {
+                Setting.ENABLE_PUSH: 0,
+                Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
+                Setting.MAX_HEADER_LIST_SIZE: settings.max_header_bytes,
+            }
+        )
+        self.codec.set_local_window_size(settings.connection_window_bytes)
+        self.flush()
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def submit(self, call: ClientCall) -> None:
+        """Sends a call. The caller has seen that `open < limit`."""
+        headers = call.method.headers
+        if call.deadline is not None:
+            headers += (timeout_header(call.deadline - self._loop.time()),)
+        codec = self.codec
+        try:
+            stream_id = codec.send_request(headers)
+        except NGH2Error as error:
+            # Out of stream ids, or a GOAWAY whose event is still in the batch: no calls here any more.
+            self._retire(str(error))
+            self._listener.retry(call, Reply(Status.UNAVAILABLE, str(error), retriable=True))
+            return
+        self._last_id = call.stream_id = stream_id
+        call.connection = self
+        call.attempts += 1
+        self._calls[stream_id] = call
+        self.open += 1
+        parts = message_parts(call.request)
+        last = parts[-1]
+        for part in parts[:-1]:
+            codec.send_data(stream_id, part)
+        codec.send_data(stream_id, last, end_stream=True)
+        self._body_bytes += sum(map(len, parts))
+        if not self._dirty:
+            self.mark_dirty()
+
+    def flush(self) -> None:
+        super().flush()
+        if not (self._output_cut or self._write_paused or self.closed):
+            self._flushed_id = self._last_id
+
+    def give_up(self, call: ClientCall) -> None:
+        """Resets the stream of a call that nobody waits for any more."""
+        if self._calls.pop(call.stream_id, None) is not None and not self.closed:
+            self._reset(call.stream_id)
+
+    def _reset(self, stream_id: int) -> None:
+        self.codec.reset_stream(stream_id, ErrorCode.CANCEL)
+        self.mark_dirty()
+
+    # -- events --------------------------------------------------------------------------------------------
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        calls = self._calls
+        for event in events:
+            kind = type(event)
+            if kind is DataReceived:
+                event = cast(DataReceived, event)
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    self._on_data(call, event)
+            elif kind is ResponseReceived:
+                event = cast(ResponseReceived, event)
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    self._on_response(call, event)
+            elif kind is TrailersReceived:
+                event = cast(TrailersReceived, event)
+                call = calls.pop(event.stream_id, None)
+                if call is not None:
+                    self._on_trailers(call, event.headers)
+            elif kind is StreamClosed:
+                self._on_stream_closed(cast(StreamClosed, event))
+            else:
+                self._on_other(event)
+
+    def _on_other(self, event: Event) -> None:
+        if isinstance(event, SettingsReceived):
+            self._on_settings()
+        elif isinstance(event, GoAwayReceived):
+            text = event.debug_data.decode("latin-1")
+            self._retire(f"GOAWAY {error_name(event.error_code)}{': ' if text else ''}{text}")
+        elif isinstance(event, ConnectionClosed):
+            self._session_over(event)
+
+    def _on_settings(self) -> None:
+        if self._draining:
+            return
+        allowed = self.codec.remote_settings[Setting.MAX_CONCURRENT_STREAMS]
+        own = self._settings.streams_per_connection
+        self.limit = min(allowed, own) if own else allowed
+        if not self.ready:
+            self.ready = True
+            self._listener.connection_ready(self)
+        elif self._waiting and self.open < self.limit:
+            self._listener.slot_free(self)
+
+    def _on_response(self, call: ClientCall, event: ResponseReceived) -> None:
+        headers = event.headers
+        if headers == self._good_head and not event.end_stream:
+            return  # the same as the last good one
+        fields = dict(headers)
+        status = fields[b":status"]
+        if event.end_stream:
+            del self._calls[call.stream_id]
+            call.finish(_reply_of_trailers(fields, headers, call))
+        elif status != b"200" or not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+            kind = fields.get(b"content-type", b"none").decode("latin-1")
+            self._fail(
+                call,
+                RpcError(
+                    status_of_http(int(status)),
+                    f"not a gRPC answer: HTTP status {status.decode()}, content-type {kind}",
+                ),
+            )
+        else:
+            encoding = fields.get(b"grpc-encoding", b"identity")
+            if encoding == b"identity":
+                self._good_head = headers
+            else:
+                call.encoding = encoding
+
+    def _on_data(self, call: ClientCall, event: DataReceived) -> None:
+        try:
+            call.feed(event.data, self._settings.max_message_bytes)
+            if event.end_stream:
+                raise RpcError(Status.UNKNOWN, "answer ended without a status")
+        except RpcError as error:
+            self._fail(call, error)
+
+    def _on_trailers(self, call: ClientCall, headers: tuple[Header, ...]) -> None:
+        if headers == self._good_trailers:
+            reply = _reply_of_body(call, ())
+        else:
+            reply = _reply_of_trailers(dict(headers), headers, call)
+            if reply.status is Status.OK and not reply.trailing:
+                self._good_trailers = headers
+        if not call.over and self.codec.queued_body_size(call.stream_id):
+            self._reset(call.stream_id)  # answered before it had read the request: it need not read on
+        call.finish(reply)
+
+    def _fail(self, call: ClientCall, error: RpcError) -> None:
+        self.give_up(call)
+        call.finish(Reply(error.status, error.message))
+
+    def _on_stream_closed(self, event: StreamClosed) -> None:
+        self.open -= 1
+        call = self._calls.pop(event.stream_id, None)
+        if call is not None:
+            self._stream_failed(call, event)
+        if self._draining:
+            if not self.open:
+                self.close(ErrorCode.NO_ERROR, "drained")
+        elif self._waiting and self.open < self.limit:
+            self._listener.slot_free(self)
+
+    def _stream_failed(self, call: ClientCall, event: StreamClosed) -> None:
+        code = event.error_code
+        if event.local_error is not None:
+            call.finish(Reply(Status.INTERNAL, f"request could not be sent: {event.local_error}"))
+        elif code == ErrorCode.REFUSED_STREAM:
+            self._listener.retry(call, Reply(Status.UNAVAILABLE, "refused by the peer", retriable=True))
+        else:
+            call.finish(Reply(status_of_reset(code), f"stream reset by the peer: {error_name(code)}"))
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """No more calls here; closes when those in flight are answered."""
+        self._retire("drained")
+        if not self.open:
+            self.close(ErrorCode.NO_ERROR, "drained")
+
+    def _retire(self, reason: str) -> None:
+        if not self._draining:
+            self._draining = True
+            self.limit = 0
+            self._listener.connection_unusable(self, reason)
+
+    def _lost(self, reason: str) -> None:
+        calls, self._calls = self._calls, {}
+        self.open = 0
+        self._retire(reason)
+        self._listener.connection_lost(self)
+        for stream_id, call in calls.items():
+            unsent = stream_id > self._flushed_id
+            reply = Reply(Status.UNAVAILABLE, f"{self.peer}: {reason}", retriable=unsent)
+            if unsent:
+                self._listener.retry(call, reply)
+            else:
+                call.finish(reply)
+
+    def _wants_ping(self) -> bool:
+        return bool(self._calls) or super()._wants_ping()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed"
+            if self.closed
+            else "draining"
+            if self._draining
+            else "ready"
+            if self.ready
+            else "connecting"
+        )
+        return f"<ClientConnection {self.peer} {state}, {self.open} of {self.limit} streams>"
+
+
+def _reply_of_trailers(fields: dict[bytes, bytes], headers: tuple[Header, ...], call: ClientCall) -> Reply:
+    """Returns the outcome that trailers, or headers that end the stream, tell."""
+    try:
+        trailing = custom_metadata(headers)
+    except RpcError as error:
+        return Reply(Status.INTERNAL, f"bad trailers: {error.message}")
+    code = fields.get(b"grpc-status")
+    if code is None:
+        http = fields.get(b":status", b"200")
+        status = Status.UNKNOWN if http == b"200" else status_of_http(int(http))
+        return Reply(
+            status, f"answer without grpc-status, HTTP status {http.decode('latin-1')}", b"", trailing
+        )
+    if code == b"0":
+        return _reply_of_body(call, trailing)
+    message = decode_message(fields.get(b"grpc-message", b""))
+    try:
+        return Reply(Status(int(code)), message, b"", trailing)
+    except ValueError:
+        return Reply(Status.UNKNOWN, f"unknown grpc-status {code[:16]!r}: {message}", b"", trailing)
+
+
+def _reply_of_body(call: ClientCall, trailing: tuple[tuple[bytes, bytes], ...]) -> Reply:
+    try:
+        return Reply(Status.OK, "", call.body(), trailing)
+    except RpcError as error:
+        return Reply(error.status, error.message, b"", trailing)

@@ -1,0 +1,330 @@
+"""One HTTP/2 connection over an asyncio transport: what servers and clients have in common.
+
+Owns the codec and the transport. Bytes go in, events go to `_dispatch` of the subclass; what the subclass
+queues in the codec goes out once per loop turn. Also here: back-pressure, liveness, the ways to end.
+All methods belong to the loop's thread.
+
+Rules it keeps:
+- The codec gets at most `_feed_bytes` at a time, so that the events of one batch are few, and a stream that
+  is opened and reset within a batch costs nothing but the batch.
+- `data_to_send()` is never called while the transport is paused, and nothing is read then: what cannot be
+  sent stays in the codec, where it is counted.
+- At most FLUSH_BYTES per turn: a large answer of one connection does not delay the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from rpc.codec import (
+    Connection,
+    ConnectionClosed,
+    DenialOfServiceError,
+    ErrorCode,
+    Event,
+    NGH2Error,
+    error_name,
+    goaway_frame,
+)
+from rpc.timers import Timers
+
+__all__ = ["FLUSH_BYTES", "Http2Connection", "peer_name"]
+
+KiB: Final = 1024
+FLUSH_BYTES: Final = 256 * KiB
+_WRITE_HIGH_WATER: Final = 512 * KiB
+_LINGER: Final = 5.0  # seconds for the last bytes to leave after close()
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """The other end as text: `1.2.3.4:5`, `[::1]:5`, or `unix` when it has no address."""
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return name or "unix"
+
+
+class Http2Connection(asyncio.Protocol):
+    """Base of both sides. Subclasses implement `_dispatch`, `_lost` and may extend `_tick`."""
+
+    _feed_bytes: int = 16 * KiB
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        codec: Connection,
+        *,
+        frame_seconds: float,
+        send_stall_seconds: float,
+        ping_seconds: float,
+        ping_timeout_seconds: float,
+    ) -> None:
+        self.codec = codec
+        self.closed = False
+        """True once nothing can be sent or received any more."""
+        self.peer = ""
+        self._loop = loop
+        self._timers = Timers.of(loop)
+        self._transport: asyncio.Transport | None = None
+        self._dirty = False
+        self._write_paused = False
+        self._output_cut = False
+        self._frame_seconds = frame_seconds
+        self._send_stall_seconds = send_stall_seconds
+        self._ping_seconds = ping_seconds
+        self._ping_timeout_seconds = ping_timeout_seconds
+        bounds = (frame_seconds, send_stall_seconds, ping_seconds, ping_timeout_seconds)
+        self._tick_seconds = min([1.0, *(bound / 4 for bound in bounds if bound)])
+        self._bucket: set[Any] = set()
+        self._closing_at = 0.0
+        self._received_at = self._sent_at = loop.time()
+        self._partial_since = 0.0  # since when bytes come without completing a frame; 0 = they do not
+        self._ping_at = 0.0  # when the unanswered probe was sent; 0 = there is none
+        self._sent_bytes = 0  # given to the transport
+        self._body_bytes = 0  # of messages, given to the codec
+        self._stalled_since = 0.0
+        self._progress = (0, 0)
+
+    # -- for subclasses ------------------------------------------------------------------------------------
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        """Handles the events of one batch, in order."""
+        raise NotImplementedError
+
+    def _lost(self, reason: str) -> None:
+        """The connection is over: ends what was in flight. Called once."""
+        raise NotImplementedError
+
+    def _limit_hit(self, name: str) -> None:
+        """Counts a limit that ended the connection."""
+
+    def _tick(self, now: float) -> None:
+        """Looks at the clock, about once a second."""
+        self._check_frame(now)
+        self._check_sending(now)
+        self._check_alive(now)
+
+    # -- asyncio protocol ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # those of uvloop do not inherit from it
+        self.peer = peer_name(transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        self._bucket = self._timers.add(self._loop.time() + self._tick_seconds, self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received_at = self._loop.time()
+        self._ping_at = 0.0
+        if len(data) <= self._feed_bytes:
+            self._feed(data)
+        else:
+            view = memoryview(data)
+            for start in range(0, len(data), self._feed_bytes):
+                self._feed(view[start : start + self._feed_bytes])
+                if self.closed:
+                    return
+        # Also when nothing was marked dirty: the codec has acknowledgements and window updates of its own.
+        if not self.closed:
+            self.flush()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            self.codec.receive_data(data)
+        except NGH2Error as error:
+            self._codec_failed(error)
+            return
+        events = self.codec.events()
+        if events:
+            self._partial_since = 0.0
+            self._dispatch(events)
+        elif not self._partial_since:
+            self._partial_since = self._received_at
+
+    def eof_received(self) -> bool:
+        return False  # no half-open connections: HTTP/2 has no use for them
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._transport is not None and not self.closed:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
+            self.flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._bucket.discard(self)
+        self._transport = None
+        self._end(f"connection lost: {error}" if error else "connection closed by peer")
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def mark_dirty(self) -> None:
+        """There is something to send: has it sent at the end of this loop turn."""
+        if not self._dirty:
+            self._dirty = True
+            self._loop.call_soon(self._flush_if_dirty)
+
+    def _flush_if_dirty(self) -> None:
+        if self._dirty:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what the codec has now, up to FLUSH_BYTES; the rest follows in the next turns."""
+        self._dirty = False
+        if self._write_paused or self.closed or self._transport is None:
+            return
+        codec = self.codec
+        try:
+            data = codec.data_to_send(FLUSH_BYTES)
+        except NGH2Error as error:
+            self._codec_failed(error)
+            return
+        events = codec.events()
+        if data:
+            size = len(data)
+            self._sent_bytes += size
+            self._sent_at = self._loop.time()
+            self._transport.write(data)
+            self._output_cut = size >= FLUSH_BYTES
+            if self._output_cut:
+                self.mark_dirty()
+        if events:
+            self._dispatch(events)
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def close(self, code: int = ErrorCode.NO_ERROR, reason: str = "") -> None:
+        """Ends the connection now: GOAWAY with `code` and `reason`, then the transport is closed."""
+        if self.closed:
+            return
+        transport = self._transport
+        if transport is not None and not self._write_paused:
+            # An error here means that the codec is already terminating and has nothing more to say.
+            with contextlib.suppress(NGH2Error):
+                self.codec.send_goaway(code, debug_data=reason.encode("ascii", "replace"))
+                transport.write(self.codec.data_to_send(FLUSH_BYTES))
+        self._close_transport()
+        self._end(reason or "connection closed")
+
+    def _close_for(self, limit: str, message: str, code: int = ErrorCode.ENHANCE_YOUR_CALM) -> None:
+        """Ends the connection because of a limit of that name."""
+        self._limit_hit(limit)
+        self.close(code, message)
+
+    def _codec_failed(self, error: NGH2Error) -> None:
+        """The codec gave up and dropped its session: says so to the peer in one hand-made frame."""
+        if self.closed:
+            return
+        message = str(error)
+        is_flood = isinstance(error, DenialOfServiceError)
+        self._limit_hit(_limit_of(message) if is_flood else "protocol")
+        if self._transport is not None and not self._write_paused and not self._output_cut:
+            code = ErrorCode.ENHANCE_YOUR_CALM if is_flood else ErrorCode.PROTOCOL_ERROR
+            self._transport.write(goaway_frame(0, code, message.encode("ascii", "replace")))
+        self._close_transport()
+        self._end(message)
+
+    def _session_over(self, event: ConnectionClosed) -> None:
+        """The codec has finished, by GOAWAY of either side; its last bytes are already written."""
+        if self.closed:
+            return
+        self._close_transport()
+        text = event.debug_data.decode("latin-1")
+        self._end(f"connection closed, {error_name(event.error_code)}{': ' if text else ''}{text}")
+
+    def abort(self, reason: str) -> None:
+        """Cuts the connection without a word: the peer does not listen."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(reason)
+
+    def _close_transport(self) -> None:
+        self._closing_at = self._loop.time()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _end(self, reason: str) -> None:
+        if not self.closed:
+            self.closed = True
+            self._lost(reason)
+
+    # -- watching ------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """The watchdog, called about once a second until the transport is gone."""
+        now = self._loop.time()
+        if self._transport is None:
+            return
+        if not self.closed:
+            self._tick(now)
+        elif now - self._closing_at > _LINGER:
+            self._transport.abort()
+            return
+        self._bucket = self._timers.add(now + self._tick_seconds, self)
+
+    def _check_frame(self, now: float) -> None:
+        """Ends connections that trickle a frame or a header block.
+
+        The codec does not tell whether it is within one. But a peer that is cannot answer a PING, as nothing
+        may come between: so bytes that complete nothing for half of the time are answered with one, and one
+        that comes back proves that all is well.
+        """
+        if not self._partial_since or self._write_paused or self.closed:
+            return
+        waited = now - self._partial_since
+        if waited > self._frame_seconds:
+            self._close_for("header_block_seconds", f"no complete frame for {waited:.1f} s")
+        elif waited > self._frame_seconds / 2 and not self._ping_at:
+            self._probe(now)
+
+    def _check_sending(self, now: float) -> None:
+        """Ends connections whose peer takes nothing although there is something for it."""
+        if self.closed or self._transport is None:
+            return
+        queued, buffered = self.codec.queued_body_size(), self._transport.get_write_buffer_size()
+        progress = (self._body_bytes - queued, self._sent_bytes - buffered)
+        last, self._progress = self._progress, progress
+        if not ((queued and progress[0] == last[0]) or (buffered and progress[1] == last[1])):
+            self._stalled_since = 0.0
+        elif not self._stalled_since:
+            self._stalled_since = now
+        elif now - self._stalled_since >= self._send_stall_seconds:
+            self._limit_hit("send_stall_seconds")
+            self.abort(f"peer took nothing for {now - self._stalled_since:.1f} s")
+
+    def _check_alive(self, now: float) -> None:
+        """Pings a peer that was asked something and is silent; cuts it off when that is not answered either."""
+        if self.closed:
+            return
+        if self._ping_at:
+            if now - self._ping_at >= self._ping_timeout_seconds:
+                self._limit_hit("ping_timeout_seconds")
+                self.abort(f"no answer to a ping for {now - self._ping_at:.1f} s")
+        elif self._ping_seconds and self._wants_ping() and now - self._received_at >= self._ping_seconds:
+            self._probe(now)
+
+    def _wants_ping(self) -> bool:
+        """Whether silence of the peer is worth a ping."""
+        return self._sent_at > self._received_at
+
+    def _probe(self, now: float) -> None:
+        if not self._write_paused:
+            self._ping_at = now
+            self.codec.ping()
+            self.mark_dirty()
+
+
+def _limit_of(message: str) -> str:
+    """The name of the limit that the codec's message is about."""
+    if "configured count" in message:
+        return "header_fields"
+    if "configured size" in message or "CONTINUATION" in message:
+        return "header_bytes"
+    return "control_frames"  # too many unsent acknowledgements

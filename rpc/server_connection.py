@@ -1,0 +1,569 @@
+"""The server's side of one HTTP/2 connection: requests become calls, answers become frames."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Final, cast
+
+from rpc.calls import Call, Handler, ServerCall, StreamCall, StreamHandler
+from rpc.codec import (
+    Connection,
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    Event,
+    Header,
+    PingAcknowledged,
+    RequestReceived,
+    Role,
+    Setting,
+    SettingsAcknowledged,
+    StreamClosed,
+    StreamProtocolError,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from rpc.connection import Http2Connection
+from rpc.limits import Budget, Limits, Stats
+from rpc.status import Metadata, RpcError, Status
+from rpc.wire import (
+    ACCEPT_ENCODING,
+    ENCODINGS,
+    PREFIX,
+    Body,
+    custom_metadata,
+    decode_timeout,
+    encode_message,
+    encode_metadata,
+    message_parts,
+    unknown_encoding,
+)
+
+__all__ = ["Routes", "ServerConnection"]
+
+_HEAD: Final[tuple[Header, ...]] = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", ACCEPT_ENCODING),
+)
+_OK_TRAILERS: Final[tuple[Header, ...]] = ((b"grpc-status", b"0"),)
+_NOT_GRPC: Final[tuple[Header, ...]] = ((b":status", b"415"), (b"accept", b"application/grpc"))
+_GRPC: Final = b"application/grpc"
+_IDENTITY: Final = b"identity"
+_FIELD_OVERHEAD: Final = 32  # what a header field costs besides its bytes, RFC 9113 section 6.5.2
+_LEAST_WINDOW: Final = 65_535  # RFC 9113 section 6.9.2
+_BYTES_PER_WINDOW_UPDATE: Final = 4096
+_DRAIN_PING: Final = b"draining"
+_AGE_SPREAD: Final = 0.1  # connections opened together must not end together
+
+
+class Routes:
+    """What a server answers: unary and streaming methods by path."""
+
+    __slots__ = ("streams", "unary")
+
+    def __init__(self, unary: Mapping[bytes, Handler], streams: Mapping[bytes, StreamHandler]) -> None:
+        both = unary.keys() & streams.keys()
+        if both:
+            raise ValueError(f"methods {sorted(both)} have a unary and a streaming handler")
+        for path in (*unary, *streams):
+            if not path.startswith(b"/") or path.count(b"/") != 2:
+                raise ValueError(f"method path {path!r} is not /service/method")
+        self.unary = dict(unary)
+        self.streams = dict(streams)
+
+    def unknown(self, path: bytes) -> str:
+        """Why there is no handler for `path`, as text for the client."""
+        service, _, method = path.removeprefix(b"/").rpartition(b"/")
+        head = b"/" + service + b"/"
+        known = any(route.startswith(head) for route in chain(self.unary, self.streams))
+        shown = service.decode("utf-8", "replace")
+        if known:
+            return f"unknown method {method.decode('utf-8', 'replace')} for service {shown}"
+        return f"unknown service {shown}"
+
+
+class ServerConnection(Http2Connection):
+    """One client's connection. Created by `Server`, or by hand for any asyncio transport."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        routes: Routes,
+        limits: Limits,
+        stats: Stats,
+        *,
+        on_lost: Callable[[ServerConnection], None],
+    ) -> None:
+        super().__init__(
+            loop,
+            Connection(Role.SERVER, limits.configuration()),
+            frame_seconds=limits.header_block_seconds,
+            send_stall_seconds=limits.send_stall_seconds,
+            ping_seconds=limits.ping_seconds,
+            ping_timeout_seconds=limits.ping_timeout_seconds,
+        )
+        now = loop.time()
+        self._routes = routes
+        self._limits = limits
+        self._stats = stats
+        self._on_lost = on_lost
+        self._calls: dict[int, Call] = {}  # those that wait for an answer
+        self._receiving: dict[int, Call] = {}  # those whose request is not complete, answered or not
+        self._refused: set[int] = set()  # answered streams whose request is not complete
+        self._ready: list[Call] = []  # those with something for their handler, within a batch
+        self._buffered = 0  # bytes of requests that are not complete
+        self._opened = 0  # calls since the start
+        self._control = Budget(limits.control_frames, now)
+        self._window_updates = Budget(limits.window_updates, now)
+        self._drain_ping = b""  # the ping whose answer proves that the peer knows of the shutdown
+        self._draining = False
+        self._idle_since = now
+        spread = limits.age_seconds * _AGE_SPREAD
+        self._drain_at = (
+            now + limits.age_seconds + random.uniform(-spread, spread) if limits.age_seconds else 0.0
+        )
+        self._close_at = 0.0
+
+    @property
+    def calls(self) -> int:
+        """Number of calls that wait for an answer."""
+        return len(self._calls)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        limits = self._limits
+        self.codec.initiate_connection(
+            {
+                Setting.MAX_CONCURRENT_STREAMS: limits.streams,
+                Setting.INITIAL_WINDOW_SIZE: max(limits.message_bytes + PREFIX, _LEAST_WINDOW),
+                Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
+                Setting.NO_RFC7540_PRIORITIES: 1,
+            }
+        )
+        self.codec.set_local_window_size(limits.connection_window_bytes)
+        self.flush()
+
+    # -- events --------------------------------------------------------------------------------------------
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        for event in events:
+            kind = type(event)
+            if kind is DataReceived:
+                self._on_data(cast(DataReceived, event))
+            elif kind is RequestReceived:
+                self._on_request(cast(RequestReceived, event))
+            elif kind is StreamClosed:
+                self._on_stream_closed(cast(StreamClosed, event).stream_id)
+            else:
+                self._on_other(event)
+        # After the batch: a stream that it opened and closed never reaches a handler.
+        if self._ready:
+            ready, self._ready = self._ready, []
+            for call in ready:
+                if not call.over:
+                    self._run(call)
+
+    def _on_other(self, event: Event) -> None:
+        match event:
+            case WindowUpdated():
+                earned = self._opened + self._sent_bytes // _BYTES_PER_WINDOW_UPDATE
+                if not self._window_updates.take(self._received_at, earned):
+                    self._close_for("window_updates", "too many WINDOW_UPDATE frames")
+            case TrailersReceived():
+                call = self._receiving.get(event.stream_id)
+                if call is not None:
+                    self._request_complete(call)
+            case ConnectionClosed():
+                self._count_codec_limit(event.error_code)
+                self._session_over(event)
+            case StreamReset() | SettingsAcknowledged():
+                pass  # the first is rated by the codec and followed by StreamClosed; the second changes nothing
+            case PingAcknowledged() if event.opaque_data == self._drain_ping:
+                self._finish_drain()
+            case _:
+                self._charge_control()
+
+    def _charge_control(self) -> None:
+        if not self._control.take(self._received_at, self._opened):
+            self._close_for("control_frames", "too many PING, SETTINGS, PRIORITY or empty DATA frames")
+
+    def _count_codec_limit(self, code: int) -> None:
+        """The codec ends a connection itself for resets, glitches and violations; the code tells which."""
+        if code == ErrorCode.ENHANCE_YOUR_CALM:
+            self._limit_hit("glitches")
+        elif code == ErrorCode.INTERNAL_ERROR:
+            self._limit_hit("resets")
+        elif code != ErrorCode.NO_ERROR:
+            self._limit_hit("protocol")
+
+    def _on_request(self, event: RequestReceived) -> None:
+        self._opened += 1
+        try:
+            call = self._open(event.stream_id, event.headers)
+        except RpcError as error:
+            self._refuse(event, _failure_headers(error))
+            self._stats.calls[error.status] += 1
+            return
+        if call is None:
+            self._refuse(event, _NOT_GRPC)
+            return
+        call.progress_at = self._received_at
+        self._receiving[event.stream_id] = call
+        if type(call) is StreamCall:
+            self._ready.append(call)
+        if event.end_stream:
+            self._request_complete(call)
+
+    def _open(self, stream_id: int, headers: tuple[Header, ...]) -> Call | None:
+        """Returns the call that a header block asks for, or None when it does not ask for gRPC.
+
+        Raises RpcError when the call cannot be served.
+        """
+        fields = self._checked_fields(headers)
+        if fields[b":method"] != b"POST" or not fields.get(b"content-type", b"").startswith(_GRPC):
+            return None
+        self._check_unsent(0)
+        path = fields.get(b":path", b"")
+        encoding = fields.get(b"grpc-encoding", _IDENTITY)
+        handler = self._routes.unary.get(path)
+        call: Call
+        if handler is not None:
+            call = ServerCall(self, stream_id, path, encoding, handler)
+        else:
+            call = self._open_stream(stream_id, path, encoding)
+        if encoding not in ENCODINGS:
+            raise unknown_encoding(encoding)
+        call.metadata = custom_metadata(headers)
+        timeout = fields.get(b"grpc-timeout")
+        if timeout is not None:
+            deadline = self._loop.time() + decode_timeout(timeout)
+            call.set_deadline(deadline, self._timers.add(deadline, call))
+        self._calls[stream_id] = call
+        self._stats.streams += 1
+        return call
+
+    def _open_stream(self, stream_id: int, path: bytes, encoding: bytes) -> StreamCall:
+        handler = self._routes.streams.get(path)
+        if handler is None:
+            raise RpcError(Status.UNIMPLEMENTED, self._routes.unknown(path))
+        return StreamCall(self, stream_id, path, encoding, handler)
+
+    def _checked_fields(self, headers: tuple[Header, ...]) -> dict[bytes, bytes]:
+        limits = self._limits
+        count = len(headers)
+        if count > limits.header_fields:
+            raise self._over("header_fields", f"{count} header fields, the limit is {limits.header_fields}")
+        size = sum(map(len, chain.from_iterable(headers))) + _FIELD_OVERHEAD * count
+        if size > limits.header_bytes:
+            raise self._over("header_bytes", f"{size} bytes of headers, the limit is {limits.header_bytes}")
+        return dict(headers)
+
+    def _check_unsent(self, more: int) -> None:
+        """Raises RpcError when the peer has left too many bytes of its answers unread."""
+        unsent = self.codec.queued_body_size()
+        limit = self._limits.unsent_response_bytes
+        if unsent and unsent + more > limit:
+            raise self._over(
+                "unsent_response_bytes",
+                f"{unsent} unsent response bytes on this connection, the limit is {limit}",
+            )
+
+    def _over(self, limit: str, message: str) -> RpcError:
+        self._limit_hit(limit)
+        return RpcError(Status.RESOURCE_EXHAUSTED, message)
+
+    def _on_data(self, event: DataReceived) -> None:
+        call = self._receiving.get(event.stream_id)
+        if call is None:
+            if event.end_stream:  # failed before, the rest of its request was on the way
+                self._refused.discard(event.stream_id)
+            return
+        if call.over:
+            if event.end_stream:
+                del self._receiving[event.stream_id]
+            return
+        data = event.data
+        try:
+            if event.end_stream and not call.held and type(call) is ServerCall:
+                call.feed_whole(data, self._limits.message_bytes)
+                del self._receiving[event.stream_id]
+                self._ready.append(call)
+                return
+            self._feed_piece(call, data)
+        except RpcError as error:
+            self.send_failure(call, error)
+            return
+        if event.end_stream:
+            self._request_complete(call)
+
+    def _feed_piece(self, call: Call, data: bytes) -> None:
+        if not data:
+            self._charge_control()
+            return
+        call.progress_at = self._received_at
+        before = call.held
+        call.feed(data, self._limits.message_bytes)
+        self._buffered += call.held - before
+        if self._buffered > self._limits.buffered_request_bytes:
+            raise self._over(
+                "buffered_request_bytes",
+                f"{self._buffered} bytes of incomplete requests on this connection, "
+                f"the limit is {self._limits.buffered_request_bytes}",
+            )
+        if type(call) is StreamCall:
+            self._ready.append(call)
+
+    def _request_complete(self, call: Call) -> None:
+        del self._receiving[call.stream_id]
+        if call.over:
+            return
+        self._release(call)
+        try:
+            call.feed_end()
+        except RpcError as error:
+            self.send_failure(call, error)
+            return
+        self._ready.append(call)
+
+    def _on_stream_closed(self, stream_id: int) -> None:
+        self._receiving.pop(stream_id, None)
+        self._refused.discard(stream_id)
+        call = self._calls.get(stream_id)
+        if call is not None:
+            self._finish(call, Status.CANCELLED)
+            call.cancelled()
+        if self._draining:
+            self._close_if_drained()  # a stream closes when its last byte has been written
+
+    def _run(self, call: Call) -> None:
+        try:
+            call.run()
+        except Exception as error:  # noqa: BLE001 - a handler's mistake must not cost the other calls
+            self._report(f"handler of {call!r}", error)
+            call.fail(Status.INTERNAL, f"handler failed: {type(error).__name__}")
+
+    def guarded(self, callback: Callable[[], None]) -> None:
+        """Calls `callback`; its mistakes are reported to the loop and cost nobody else anything."""
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - see the docstring
+            self._report(f"callback {callback!r}", error)
+
+    def _report(self, what: str, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": f"{what} raised", "exception": error, "protocol": self})
+
+    # -- answers (called by the calls) ---------------------------------------------------------------------
+
+    def send_answer(self, call: Call, body: Body, trailing: Metadata) -> None:
+        """Sends the one answer of a unary call."""
+        trailers = _OK_TRAILERS + encode_metadata(trailing) if trailing else _OK_TRAILERS
+        parts = message_parts(body)
+        try:
+            self._check_unsent(sum(map(len, parts)))
+        except RpcError as error:
+            self.send_failure(call, error)
+            return
+        self._finish(call, Status.OK)
+        codec = self.codec
+        stream_id = call.stream_id
+        try:
+            codec.send_response(stream_id, _HEAD)
+            for part in parts:
+                self._body_bytes += len(part)
+                codec.send_data(stream_id, part)
+            codec.send_trailers(stream_id, trailers)
+        except StreamProtocolError:
+            # The peer has just closed the stream; the event that says so is still in the batch.
+            return
+        if not self._dirty:
+            self.mark_dirty()
+
+    def send_failure(self, call: Call, error: RpcError) -> None:
+        """Ends a call with the status of `error`."""
+        if isinstance(call, StreamCall) and call.headers_sent:
+            headers = _failure_trailers(error)
+            self._finish(call, error.status)
+            with contextlib.suppress(StreamProtocolError):  # as in send_answer
+                self.codec.send_trailers(call.stream_id, headers)
+        else:
+            headers = _failure_headers(error)
+            self._finish(call, error.status)
+            complete = self._receiving.pop(call.stream_id, None) is None
+            self._send_only(call.stream_id, headers, complete=complete)
+        self.mark_dirty()
+
+    def send_message(self, call: StreamCall, body: Body) -> None:
+        """Sends one message of a streaming call, and its headers before the first."""
+        parts = message_parts(body)
+        try:
+            self._check_unsent(sum(map(len, parts)))
+        except RpcError as error:
+            self.send_failure(call, error)
+            return
+        self._send_head(call)
+        with contextlib.suppress(StreamProtocolError):  # as in send_answer
+            for part in parts:
+                self._body_bytes += len(part)
+                self.codec.send_data(call.stream_id, part)
+        self.mark_dirty()
+
+    def send_end(self, call: StreamCall, trailing: Metadata) -> None:
+        """Ends a streaming call with OK."""
+        trailers = _OK_TRAILERS + encode_metadata(trailing)
+        self._send_head(call)
+        self._finish(call, Status.OK)
+        with contextlib.suppress(StreamProtocolError):  # as in send_answer
+            self.codec.send_trailers(call.stream_id, trailers)
+        self.mark_dirty()
+
+    def _send_head(self, call: StreamCall) -> None:
+        if not call.headers_sent:
+            call.headers_sent = True
+            with contextlib.suppress(StreamProtocolError):  # as in send_answer
+                self.codec.send_response(call.stream_id, _HEAD)
+
+    def expired(self, call: Call) -> None:
+        """The deadline of a call has passed."""
+        if not call.over:
+            self.send_failure(call, RpcError(Status.DEADLINE_EXCEEDED, "deadline exceeded"))
+            call.cancelled()
+
+    def _refuse(self, event: RequestReceived, headers: tuple[Header, ...]) -> None:
+        """Answers a request that never became a call."""
+        self._send_only(event.stream_id, headers, complete=event.end_stream)
+        self.mark_dirty()
+
+    def _send_only(self, stream_id: int, headers: tuple[Header, ...], *, complete: bool) -> None:
+        """Answers with headers alone. `complete`: the peer has nothing more to send."""
+        with contextlib.suppress(StreamProtocolError):  # as in send_answer
+            self.codec.send_response(stream_id, headers, end_stream=True)
+            if not complete:
+                self._refused.add(stream_id)
+
+    def flush(self) -> None:
+        super().flush()
+        if self._refused and not (self._dirty or self._write_paused or self.closed):
+            self._reset_refused()
+
+    def _reset_refused(self) -> None:
+        """Tells peers that were answered early to stop sending.
+
+        Only now that the answers are out: a reset takes what is queued for its stream with it.
+        """
+        refused, self._refused = self._refused, set()
+        for stream_id in refused:
+            with contextlib.suppress(StreamProtocolError):
+                self.codec.reset_stream(stream_id, ErrorCode.NO_ERROR)
+        self.mark_dirty()
+
+    def _finish(self, call: Call, status: Status) -> None:
+        call.finish()
+        self._release(call)
+        del self._calls[call.stream_id]
+        self._stats.streams -= 1
+        self._stats.calls[status] += 1
+        if not self._calls:
+            self._idle_since = self._loop.time()
+
+    def _release(self, call: Call) -> None:
+        self._buffered -= call.held
+        call.held = 0
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _limit_hit(self, name: str) -> None:
+        self._stats.limits[name] += 1
+
+    def _lost(self, reason: str) -> None:
+        calls, self._calls = self._calls, {}
+        self._receiving.clear()
+        self._stats.streams -= len(calls)
+        for call in calls.values():
+            self._stats.calls[Status.CANCELLED] += 1
+            call.finish()
+            call.cancelled()
+        self._on_lost(self)
+
+    def drain(self, grace: float) -> None:
+        """Has the client go elsewhere: no new calls, those in flight finish, then the connection closes.
+
+        After `grace` seconds it closes even so. A notice goes first and the last stream is named only when
+        a ping has come back: calls that crossed the notice on the wire are still served.
+        """
+        if self.closed or self._draining:
+            return
+        self._draining = True
+        self._close_at = self._loop.time() + grace
+        self._drain_ping = _DRAIN_PING
+        self.codec.send_shutdown_notice()
+        self.codec.ping(_DRAIN_PING)
+        self.mark_dirty()
+
+    def _finish_drain(self) -> None:
+        self._drain_ping = b""
+        if self._calls or self.codec.queued_body_size():
+            self.codec.send_goaway(ErrorCode.NO_ERROR)
+            self.mark_dirty()
+        else:
+            self.close(ErrorCode.NO_ERROR, "drained")
+
+    def _close_if_drained(self) -> None:
+        if not (self._calls or self._drain_ping or self.codec.queued_body_size()):
+            self.close(ErrorCode.NO_ERROR, "drained")
+
+    def _tick(self, now: float) -> None:
+        super()._tick(now)
+        if self.closed:
+            return
+        limits = self._limits
+        self._check_bodies(now)
+        if self._draining:
+            self._close_if_drained()
+            if now >= self._close_at:
+                self.close(ErrorCode.NO_ERROR, "the time to finish is over")
+        elif self._drain_at and now >= self._drain_at:
+            self._limit_hit("age_seconds")
+            self.drain(limits.age_grace_seconds)
+        elif limits.idle_seconds and not self._calls and now - self._idle_since >= limits.idle_seconds:
+            self._limit_hit("idle_seconds")
+            self.close(ErrorCode.NO_ERROR, "idle")
+
+    def _check_bodies(self, now: float) -> None:
+        stall = self._limits.body_stall_seconds
+        for call in list(self._receiving.values()):
+            if call.over:
+                # Answered, and the client still has not ended its side.
+                if now - call.progress_at >= stall:
+                    self.codec.reset_stream(call.stream_id, ErrorCode.NO_ERROR)
+                    self.mark_dirty()
+            elif type(call) is ServerCall and now - call.progress_at >= stall:
+                self._limit_hit("body_stall_seconds")
+                self.send_failure(
+                    call, RpcError(Status.DEADLINE_EXCEEDED, f"no byte of the request for {stall:g} s")
+                )
+
+    def _wants_ping(self) -> bool:
+        return bool(self._calls) or super()._wants_ping()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "draining" if self._draining else "open"
+        return f"<ServerConnection {self.peer} {state}, {len(self._calls)} calls of {self._opened}>"
+
+
+def _failure_headers(error: RpcError) -> tuple[Header, ...]:
+    return (_HEAD[0], _HEAD[1], *_failure_trailers(error))
+
+
+def _failure_trailers(error: RpcError) -> tuple[Header, ...]:
+    trailers: tuple[Header, ...] = ((b"grpc-status", b"%d" % error.status),)
+    if error.message:
+        trailers += ((b"grpc-message", encode_message(error.message)),)
+    if error.status is Status.UNIMPLEMENTED:
+        trailers += (_HEAD[2],)
+    return trailers + encode_metadata(error.trailing)
