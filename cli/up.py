@@ -1,0 +1,62 @@
+"""Start a pod: `python -m cli.up`.
+
+Checks the settings once, for all processes, so that a bad one is told on the terminal and not by a service
+that never becomes ready. Then makes the directories and becomes supervisord.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from shared.rundir import RunDirError, private_directory
+from shared.settings import Settings, SettingsError, misspelt
+
+__all__ = ["CONF", "environment", "main"]
+
+CONF = Path(__file__).resolve().parent.parent / "supervisord.conf"
+
+_STOP_MARGIN = 10
+"""Seconds between the end of the drain time and the kill."""
+
+
+def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of supervisord: the caller's, and what supervisord.conf reads from it.
+
+    The process id in it is this one: exec keeps it.
+    """
+    return {
+        **environ,
+        "INFERFLOW_WORKERS": str(settings.workers),
+        "INFERFLOW_FRONTDOORS": str(settings.frontdoors),
+        "INFERFLOW_RUN_DIR": str(settings.run_dir.absolute()),
+        "INFERFLOW_STATE_DIR": str(settings.state_dir.absolute()),
+        "INFERFLOW_STOP_SECONDS": str(math.ceil(settings.drain_s) + _STOP_MARGIN),
+        "INFERFLOW_SUPERVISOR_PID": str(os.getpid()),
+        # `python` in supervisord.conf is this interpreter, whether or not its environment is active.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),
+    }
+
+
+def main() -> NoReturn:
+    """Run the pod in the foreground, as supervisord. Exits with 2 for what must be set right first."""
+    try:
+        settings = Settings.from_env(os.environ)
+        private_directory(settings.run_dir)
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    except (SettingsError, RunDirError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    for warning in misspelt(os.environ):
+        print(f"warning: {warning}", file=sys.stderr)
+    sys.stderr.flush()
+    command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONF)]
+    os.execve(sys.executable, command, environment(settings, os.environ))
+
+
+if __name__ == "__main__":
+    main()
