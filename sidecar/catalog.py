@@ -155,10 +155,11 @@ class Catalog:
         self._answers: dict[_Question, _Judged] = {}
         self._asked: dict[_Question, _Judged] = {}
         self._rejected: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
-        self._last = self._still_good(last or Content())
+        self.last = self._still_good(last or Content())
+        """What is to be served: the outcome of the last `update`, at first what is good of `last`."""
 
     def __repr__(self) -> str:
-        return f"<Catalog {self._last!r}, {len(self.problems)} problems>"
+        return f"<Catalog {self.last!r}, {len(self.problems)} problems>"
 
     def update(self, seen: Mapping[str, Text], now: float) -> Content:
         """What is to be served now that the source holds `seen`. `now` in seconds, of any one clock."""
@@ -176,14 +177,14 @@ class Catalog:
         reasons = {
             name: bounded_reason(errors) for name, errors in broken.items() if CONFIGS + name in self.problems
         }
-        self._last = Content(
+        self.last = Content(
             configs=configs,
             refused={name: reason for name, reason in reasons.items() if name not in configs},
             kept={name: reason for name, reason in reasons.items() if name in configs},
             expressions=expressions,
             service=service,
         )
-        return self._last
+        return self.last
 
     def reject(self, name: str, fingerprint: str, reason: str, active: Content) -> None:
         """A worker cannot serve this config as it is: `update` is to fall back on what is `active`.
@@ -191,7 +192,7 @@ class Catalog:
         `fingerprint` is that of the content at fault, so that a later edit gets its chance.
         """
         self._rejected[name] = (fingerprint, reason)
-        self._last = active
+        self.last = active
 
     # --- what changed
 
@@ -217,8 +218,8 @@ class Catalog:
                 found[compute_id] = read_expression(text)
             except ValueError as error:
                 self.problems[EXPRESSIONS + compute_id] = (str(error),)
-                if compute_id in self._last.expressions:
-                    found[compute_id] = self._last.expressions[compute_id]
+                if compute_id in self.last.expressions:
+                    found[compute_id] = self.last.expressions[compute_id]
         return found
 
     def _service(self, seen: Mapping[str, Text]) -> Mapping[str, Any]:
@@ -228,7 +229,7 @@ class Catalog:
             return read_service(seen[SERVICE])
         except ValueError as error:
             self.problems[SERVICE] = (str(error),)
-            return self._last.service
+            return self.last.service
 
     def _resolve(
         self, texts: Mapping[str, Text], expressions: dict[str, str]
@@ -256,15 +257,15 @@ class Catalog:
 
     def _older(self, name: str, known: _Known) -> Document | None:
         """The last good version, if there is one and it goes with these expressions."""
-        last = self._last.configs.get(name)
+        last = self.last.configs.get(name)
         return None if last is None else self._fit(name, last.text, known)[0]
 
     def _put_back(self, name: str, expressions: dict[str, str]) -> bool:
         """Gives the last good version of a config the expressions it was good with. False: it has them."""
-        last = self._last.configs.get(name)
+        last = self.last.configs.get(name)
         changed = False
         for compute_id in sorted(last.compute_ids) if last is not None else ():
-            text = self._last.expressions.get(compute_id)
+            text = self.last.expressions.get(compute_id)
             if text is not None and expressions.get(compute_id) != text:
                 expressions[compute_id] = text
                 why = f"the old text is kept: with the new one config {name!r} could not be served"

@@ -1,0 +1,354 @@
+"""The config sidecar process: `python -m sidecar.config`.
+
+The only process that knows where configs come from. The decisions are the catalog's (what is to be served) and
+the activation's (when, and who is told what); here are the socket, the clock, the memory and the disk. One
+thread, one uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import uvloop
+
+from shared import logs, process
+from shared.fd_stream import FdStream
+from shared.frames import Activate, FrameReader, Prepared, Snapshot, Subscribe
+from shared.rundir import RunDirError, UnixListener, private_directory
+from shared.sealed import seal
+from shared.settings import Settings, SettingsError
+from sidecar import state
+from sidecar.activation import (
+    LIMIT,
+    Action,
+    Activated,
+    Activation,
+    Announce,
+    Forget,
+    ImpossibleEventError,
+    Rejected,
+    Stuck,
+    Tell,
+    Version,
+)
+from sidecar.catalog import Catalog, Content
+from sidecar.source import DirectorySource, Source, SourceError, Text
+
+__all__ = ["ConfigSidecar", "main"]
+
+log = logging.getLogger(__name__)
+
+SOCKET = "config.sock"
+STATE = "configs.json"
+MAX_FRAME = 16 << 20  # bytes; PREPARED carries a reason for each config that a worker cannot serve
+SHOWN_ERRORS = 20  # of one text, in one log line
+
+
+@dataclass
+class _Peer:
+    """One connection; a worker from its SUBSCRIBE on."""
+
+    stream: FdStream[Subscribe | Prepared]
+    worker: int | None = None  # index, as it says itself: for the logs
+    pid: int = 0
+
+
+class ConfigSidecar:
+    """Everything that the process owns. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: UnixListener,
+        source: Source,
+        state_path: Path,
+        *,
+        check_expressions: bool,
+        limit: float = LIMIT,
+    ) -> None:
+        """`limit` is that of Activation; `check_expressions` that of Catalog."""
+        self._loop = loop
+        self._listener = listener
+        self._source = source
+        self._state_path = state_path
+        restored = self._restore()
+        self._catalog = Catalog(restored.content if restored else None, check_expressions=check_expressions)
+        self._activation = Activation(self._still_good(restored), limit=limit)
+        self._peers: dict[int, _Peer] = {}
+        self._numbers = itertools.count(1)
+        self._memory: dict[int, tuple[int, int]] = {}  # version → (sealed memfd, bytes)
+        self._texts: Mapping[str, Text] = {}
+        self._problems: dict[str, tuple[str, ...]] = {}
+        self._source_error = ""
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def __repr__(self) -> str:
+        return f"<ConfigSidecar {self._activation!r}, {self._catalog!r}, source {self._source!r}>"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set; then leaves no socket behind."""
+        self._loop.add_reader(self._listener.socket, self._accept)
+        self._look()
+        watching = self._loop.create_task(self._watch())
+        stopping = self._loop.create_task(stop.wait())
+        try:
+            # Watching never ends by itself: if it does, that is an error that must not pass in silence.
+            await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+        finally:
+            watching.cancel()
+            stopping.cancel()
+            self._close()
+
+    # --- source
+
+    async def _watch(self) -> None:
+        while True:
+            await self._source.changed()
+            self._look()
+
+    def _look(self) -> None:
+        """Reads the source and publishes what it holds. A source that is away changes nothing."""
+        try:
+            self._texts = self._source.read()
+        except SourceError as error:
+            if str(error) != self._source_error:
+                self._source_error = str(error)
+                log.error(
+                    "configs cannot be read; the last good ones are served", extra={"reason": str(error)}
+                )
+            if self._activation.active is None:
+                # Workers can be ready without configs; they cannot be ready without a version.
+                self._publish(Content())
+            return
+        if self._source_error:
+            self._source_error = ""
+            log.info("configs can be read again")
+        self._judge()
+
+    def _judge(self) -> None:
+        content = self._catalog.update(self._texts, self._loop.time())
+        self._log_problems()
+        self._publish(content)
+
+    def _publish(self, content: Content) -> None:
+        self._perform(self._activation.publish(content, time.time_ns() // 1_000_000, self._loop.time()))
+
+    def _log_problems(self) -> None:
+        for key, errors in self._catalog.problems.items():
+            if self._problems.get(key) != errors:
+                fields = {
+                    "place": self._source.place(key),
+                    "errors": errors[:SHOWN_ERRORS],
+                    "count": len(errors),
+                }
+                log.error("refused; the last good version is served if there is one", extra=fields)
+        for key in self._problems.keys() - self._catalog.problems.keys():
+            log.info("no longer refused", extra={"place": self._source.place(key)})
+        self._problems = dict(self._catalog.problems)
+
+    # --- workers
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.socket.accept()
+        except BlockingIOError:
+            return
+        sock.setblocking(False)
+        self._connect(sock)
+
+    def _connect(self, sock: socket.socket) -> None:
+        number = next(self._numbers)
+        reader: FrameReader[Subscribe | Prepared] = FrameReader((Subscribe, Prepared), MAX_FRAME)
+        stream = FdStream(
+            self._loop,
+            sock,
+            reader,
+            lambda frame: self._heard(number, frame),
+            lambda reason: self._lost(number, reason),
+        )
+        self._peers[number] = _Peer(stream)
+
+    def _heard(self, number: int, frame: Subscribe | Prepared) -> None:
+        peer = self._peers[number]
+        try:
+            if isinstance(frame, Subscribe):
+                actions = self._activation.joined(number)
+                peer.worker, peer.pid = frame.worker, frame.pid
+                log.info("worker joined", extra=self._who(number))
+            else:
+                self._log_unserved(number, frame)
+                actions = self._activation.prepared(number, frame.version, frame.refused)
+        except ImpossibleEventError as error:
+            peer.stream.fail(str(error))
+            return
+        self._perform(actions)
+
+    def _lost(self, number: int, reason: str) -> None:
+        fields = self._who(number)
+        peer = self._peers.pop(number)
+        if peer.worker is not None:
+            log.info("worker left", extra={**fields, "reason": reason})
+            self._perform(self._activation.left(number))
+
+    def _who(self, number: int) -> dict[str, int | None]:
+        peer = self._peers[number]
+        return {"worker": peer.worker, "worker_pid": peer.pid, "connection": number}
+
+    def _log_unserved(self, number: int, frame: Prepared) -> None:
+        for version in (self._activation.active, self._activation.pending):
+            if version is not None and version.number == frame.version:
+                for name in frame.refused.keys() & version.content.configs.keys():
+                    fields = {"version": frame.version, "config": name, "reason": frame.refused[name]}
+                    log.error("worker cannot serve a config", extra={**self._who(number), **fields})
+
+    # --- actions
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        judge_again = False
+        for action in actions:
+            match action:
+                case Announce(worker, version):
+                    fd, length = self._sealed(version)
+                    self._peers[worker].stream.send(Snapshot(version.number, length).encode(), fd)
+                case Tell(worker, number):
+                    self._peers[worker].stream.send(Activate(number).encode())
+                case Activated(version, late):
+                    self._activated(version, late)
+                case Rejected(version, reasons):
+                    self._reject(version, reasons)
+                    judge_again = True
+                case Stuck(version, workers):
+                    waiting = [self._who(worker) for worker in workers]
+                    log.error(
+                        "version is not prepared in time", extra={"version": version.number, "by": waiting}
+                    )
+                case Forget(number):
+                    if number in self._memory:
+                        os.close(self._memory.pop(number)[0])
+        if judge_again:
+            self._judge()
+        self._set_timers()
+
+    def _sealed(self, version: Version) -> tuple[int, int]:
+        """The memfd of a version and its length; made at the first announcement."""
+        if version.number not in self._memory:
+            document = version.content.encode(version.number)
+            fd = seal(f"inferflow-configs-{version.number}", document)
+            self._memory[version.number] = fd, len(document)
+        return self._memory[version.number]
+
+    def _activated(self, version: Version, late: tuple[int, ...]) -> None:
+        content = version.content
+        fields = {
+            "version": version.number,
+            "configs": len(content.configs),
+            "kept": sorted(content.kept),
+            "refused": sorted(content.refused),
+            "late": [self._who(worker) for worker in late],
+        }
+        log.info("version active", extra=fields)
+        try:
+            state.save(self._state_path, version)
+        except OSError as error:
+            # Serving goes on; only a restart would not find this version.
+            log.error("state cannot be saved", extra={"path": str(self._state_path), "reason": str(error)})
+
+    def _reject(self, version: Version, reasons: Mapping[str, str]) -> None:
+        active = self._activation.active
+        assert active is not None  # only what is served now can be lost
+        log.error(
+            "version dropped: workers cannot serve it",
+            extra={"version": version.number, "why": dict(reasons)},
+        )
+        for name, reason in reasons.items():
+            self._catalog.reject(name, version.content.fingerprint(name), reason, active.content)
+
+    def _set_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+        if self._activation.due is not None:
+            self._timers.append(self._loop.call_at(self._activation.due, self._tick))
+        if self._catalog.settles_at is not None:
+            self._timers.append(self._loop.call_at(self._catalog.settles_at, self._judge))
+
+    def _tick(self) -> None:
+        self._perform(self._activation.tick(self._loop.time()))
+
+    # --- begin and end
+
+    def _restore(self) -> Version | None:
+        try:
+            return state.load(self._state_path)
+        except (state.StateError, OSError) as error:
+            log.error("saved state is not used", extra={"reason": str(error)})
+            return None
+
+    def _still_good(self, restored: Version | None) -> Version | None:
+        """What was served last, without what is refused by now. Another content gets another number."""
+        if restored is None:
+            return None
+        configs = self._catalog.last.configs
+        if configs == restored.content.configs:
+            return restored
+        return Version(restored.number + 1, replace(restored.content, configs=configs))
+
+    def _close(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._loop.remove_reader(self._listener.socket)
+        self._listener.socket.close()
+        self._listener.remove()
+        for peer in self._peers.values():
+            peer.stream.close()
+        for fd, _ in self._memory.values():
+            os.close(fd)
+
+
+async def _serve(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    logs.log_loop_errors(loop)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sidecar = ConfigSidecar(
+        loop,
+        UnixListener(private_directory(settings.run_dir) / SOCKET),
+        DirectorySource(settings.config_dir),
+        settings.state_dir / STATE,
+        check_expressions=not settings.numerix.host,
+    )
+    log.info("config sidecar started", extra={"config_dir": str(settings.config_dir)})
+    await sidecar.run(stop)
+    log.info("config sidecar stopped")
+
+
+def main() -> None:
+    """Runs the process until SIGTERM. Exits with a message when it cannot start."""
+    try:
+        settings = Settings.from_env(os.environ)
+        process.die_with_parent(settings.supervisor_pid)
+        process.name("config sidecar")
+        logs.configure("config", settings.log_level)
+        if settings.etcd.servers:
+            raise SettingsError(
+                ("ETCD_SERVER: this release reads INFERFLOW_CONFIG_DIR only; leave it empty",)
+            )
+        uvloop.run(_serve(settings))
+    except (SettingsError, RunDirError) as error:
+        raise SystemExit(f"config sidecar: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""When versions become active: single stories, and every interleaving of events."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.activation import (
+    Action,
+    Activated,
+    Activation,
+    Announce,
+    Forget,
+    ImpossibleEventError,
+    Rejected,
+    Stuck,
+    Tell,
+    Version,
+)
+from sidecar.catalog import Content, Document
+
+LIMIT = 10.0
+
+
+def content(*names: str, digest: str = "d") -> Content:
+    return Content({name: Document(b"{}", f"{digest}-{name}", frozenset()) for name in names})
+
+
+A, B, C = content("a"), content("a", "b"), content("c")
+
+
+def running(*workers: int, active: Version | None = None) -> Activation:
+    """An activation with connected workers that serve its active version."""
+    machine = Activation(active or Version(1, A), limit=LIMIT)
+    for worker in workers:
+        machine.joined(worker)
+        machine.prepared(worker, machine.active.number if machine.active else 0, {})
+    return machine
+
+
+# ---------------------------------------------------------------- stories
+
+
+def test_cold_start_waits_for_a_first_worker() -> None:
+    machine = Activation(limit=LIMIT)
+    assert machine.publish(A, number=100, now=0) == []
+    assert machine.tick(LIMIT) == []  # nobody to blame
+    assert machine.joined(1) == [Announce(1, Version(100, A))]
+    assert machine.prepared(1, 100, {}) == [Activated(Version(100, A), ()), Tell(1, 100)]
+
+
+def test_no_configs_at_all_are_a_version_too() -> None:
+    machine = Activation(limit=LIMIT)
+    machine.publish(Content(), number=1, now=0)
+    machine.joined(1)
+    machine.prepared(1, 1, {})
+    assert machine.active == Version(1, Content())
+
+
+def test_a_version_becomes_active_when_every_worker_has_prepared_it() -> None:
+    machine = running(1, 2)
+    v2 = Version(2, B)
+    assert machine.publish(B, number=2, now=0) == [Announce(1, v2), Announce(2, v2)]
+    assert machine.prepared(2, 2, {}) == []
+    assert machine.prepared(1, 2, {}) == [Activated(v2, ()), Tell(1, 2), Tell(2, 2), Forget(1)]
+
+
+def test_equal_content_is_no_change() -> None:
+    machine = running(1)
+    assert machine.publish(content("a"), number=9, now=0) == []
+    machine.publish(B, number=9, now=0)
+    assert machine.publish(content("a", "b"), number=10, now=0) == []
+    assert machine.pending == Version(9, B)
+
+
+def test_numbers_only_grow_even_when_the_clock_goes_back() -> None:
+    machine = running(1, active=Version(1000, A))
+    machine.publish(B, number=5, now=0)
+    assert machine.pending == Version(1001, B)
+
+
+def test_an_edit_that_is_taken_back_sends_nothing() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert machine.publish(A, number=3, now=0) == [Forget(2)]
+    assert machine.prepared(1, 2, {}) == []
+    assert machine.active == Version(1, A)
+    assert machine.due is None
+
+
+def test_a_worker_prepares_one_version_at_a_time() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert machine.publish(C, number=3, now=0) == [Forget(2)]  # it is busy with 2
+    assert machine.publish(content("e"), number=4, now=0) == [Forget(3)]
+    assert machine.prepared(1, 2, {}) == [Announce(1, Version(4, content("e")))]
+
+
+def test_a_worker_that_joins_gets_the_active_version_first() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert machine.joined(2) == [Announce(2, Version(1, A))]
+    assert machine.prepared(2, 1, {}) == [Tell(2, 1), Announce(2, Version(2, B))]
+
+
+def test_a_dead_worker_holds_nothing_up() -> None:
+    machine = running(1, 2)
+    machine.publish(B, number=2, now=0)
+    machine.prepared(1, 2, {})
+    assert machine.left(2) == [Activated(Version(2, B), ()), Tell(1, 2), Forget(1)]
+
+
+def test_a_version_that_no_worker_has_prepared_is_not_activated_when_all_are_dead() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert machine.left(1) == []
+    assert machine.tick(LIMIT) == []
+    assert machine.active == Version(1, A)
+
+
+def test_a_slow_worker_holds_up_the_others_for_the_limit_only() -> None:
+    machine = running(1, 2)
+    machine.publish(B, number=2, now=5)
+    machine.prepared(1, 2, {})
+    assert machine.due == 5 + LIMIT
+    assert machine.tick(14.9) == []
+    assert machine.tick(15) == [Activated(Version(2, B), (2,)), Tell(1, 2), Forget(1)]
+    assert machine.prepared(2, 2, {}) == [Tell(2, 2)]
+
+
+def test_when_all_are_slow_the_first_that_is_done_goes_ahead() -> None:
+    machine = running(1, 2)
+    machine.publish(B, number=2, now=0)
+    assert machine.tick(LIMIT) == [Stuck(Version(2, B), (1, 2))]
+    assert machine.due is None
+    assert machine.prepared(2, 2, {}) == [Activated(Version(2, B), (1,)), Tell(2, 2), Forget(1)]
+
+
+def test_a_version_in_which_a_served_config_would_be_lost_is_rejected() -> None:
+    machine = running(1, 2, active=Version(1, content("a", "b")))
+    worse = content("a", "b", digest="new")
+    machine.publish(worse, number=2, now=0)
+    assert machine.prepared(1, 2, {"a": "no host"}) == [
+        Rejected(Version(2, worse), {"a": "no host"}),
+        Forget(2),
+    ]
+    assert machine.pending is None
+    assert machine.prepared(2, 2, {}) == []
+
+
+def test_a_new_config_that_cannot_be_served_rejects_nothing() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert Tell(1, 2) in machine.prepared(1, 2, {"b": "no host", "never heard of": "x"})
+
+
+def test_an_unchanged_config_that_cannot_be_served_rejects_nothing() -> None:
+    """Dropping the version would not bring it back, and the next one would be dropped for it again."""
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    assert Tell(1, 2) in machine.prepared(1, 2, {"a": "no host"})
+
+
+def test_a_changed_expression_makes_a_config_a_changed_one() -> None:
+    def with_expression(text: str) -> Content:
+        return Content({"a": Document(b"{}", "d", frozenset({"x"}))}, expressions={"x": text})
+
+    machine = running(1, active=Version(1, with_expression("1")))
+    machine.publish(with_expression("2"), number=2, now=0)
+    assert isinstance(machine.prepared(1, 2, {"a": "bad"})[0], Rejected)
+
+
+@pytest.mark.parametrize(
+    ("event", "story"),
+    [
+        (lambda machine: machine.joined(1), "worker 1 joined twice"),
+        (lambda machine: machine.left(7), "worker 7 left, but is not connected"),
+        (lambda machine: machine.prepared(7, 1, {}), "worker 7 prepared 1, but is not connected"),
+        (lambda machine: machine.prepared(1, 5, {}), "says it prepared 5, it was sent 2"),
+    ],
+)
+def test_impossible_events_tell_their_story(event: object, story: str) -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    with pytest.raises(ImpossibleEventError, match=story):
+        event(machine)  # type: ignore[operator]
+
+
+def test_repr_tells_how_far_it_is() -> None:
+    machine = running(1, 2)
+    machine.publish(B, number=2, now=0)
+    machine.prepared(1, 2, {})
+    assert repr(machine) == "<Activation active 1, pending 2: 1 of 2 workers>"
+
+
+# ---------------------------------------------------------------- every interleaving
+
+
+class Pod(RuleBasedStateMachine):
+    """Workers that prepare when they please, die, come back and refuse; a source that changes meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Activation(limit=LIMIT)
+        self.now = 0.0
+        self.names = 0
+        self.sent: dict[int, Version | None] = {}  # connected worker → what it works on
+        self.ready: dict[int, set[int]] = {}
+        self.serving: dict[int, int] = {}
+        self.active = 0
+        self.announced: set[int] = set()
+        self.forgotten: set[int] = set()
+        self.wanted: Content | None = None
+        self.rejected = False
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Announce(worker, version):
+                    assert self.sent[worker] is None, "a worker prepares one version at a time"
+                    assert version.number not in self.forgotten, "memory of a version is not used after it"
+                    assert version.number not in self.ready[worker], "a version is prepared once"
+                    self.sent[worker] = version
+                    self.announced.add(version.number)
+                case Tell(worker, number):
+                    assert number in self.ready[worker], "only what is prepared is activated"
+                    assert number > self.serving.get(worker, 0), "no worker goes back"
+                    assert number == self.active
+                    self.serving[worker] = number
+                case Activated(version, late):
+                    assert version.number > self.active, "versions go forward"
+                    assert any(version.number in ready for ready in self.ready.values())
+                    assert all(version.number not in self.ready[worker] for worker in late)
+                    self.active = version.number
+                case Forget(number):
+                    assert number not in self.forgotten
+                    assert number != self.active
+                    self.forgotten.add(number)
+                case Rejected(version, _):
+                    assert version.number != self.active
+                    self.rejected = True
+                case Stuck(version, workers):
+                    assert workers
+                    assert version == self.machine.pending
+
+    @rule(names=st.sets(st.sampled_from("abc"), max_size=3), digest=st.sampled_from("12"))
+    def change(self, names: set[str], digest: str) -> None:
+        self.wanted = content(*names, digest=digest)
+        self.rejected = False
+        self.perform(self.machine.publish(self.wanted, number=0, now=self.now))
+
+    @rule()
+    def join(self) -> None:
+        self.names += 1
+        self.sent[self.names], self.ready[self.names] = None, set()
+        self.perform(self.machine.joined(self.names))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.sent)))
+        del self.sent[worker], self.ready[worker]
+        self.serving.pop(worker, None)
+        self.perform(self.machine.left(worker))
+
+    @precondition(lambda self: any(self.sent.values()))
+    @rule(data=st.data(), refused=st.sets(st.sampled_from("abc"), max_size=1))
+    def prepare(self, data: st.DataObject, refused: set[str]) -> None:
+        worker = data.draw(st.sampled_from(sorted(one for one, version in self.sent.items() if version)))
+        self.answer(worker, dict.fromkeys(refused, "cannot"))
+
+    def answer(self, worker: int, refused: dict[str, str]) -> None:
+        version = self.sent[worker]
+        assert version is not None
+        self.sent[worker] = None
+        self.ready[worker].add(version.number)
+        self.perform(self.machine.prepared(worker, version.number, refused))
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, LIMIT]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.perform(self.machine.tick(self.now))
+
+    @precondition(lambda self: self.sent and self.wanted is not None)
+    @rule()
+    def come_to_rest(self) -> None:
+        """When everybody has answered, everybody serves what was published last."""
+        while any(self.sent.values()):
+            for worker in [one for one, version in self.sent.items() if version]:
+                self.answer(worker, {})
+        assert self.machine.pending is None
+        assert self.machine.active is not None
+        assert self.rejected or self.machine.active.content == self.wanted
+        assert all(self.serving[worker] == self.machine.active.number for worker in self.sent)
+
+    @precondition(lambda self: self.machine.pending is not None)
+    @rule()
+    def nobody_waits_for_ever(self) -> None:
+        """After the limit, one worker that has prepared the version is enough."""
+        pending = self.machine.pending
+        assert pending is not None
+        self.now += LIMIT
+        self.perform(self.machine.tick(self.now))
+        if any(pending.number in ready for ready in self.ready.values()):
+            assert self.machine.active == pending
+
+    @invariant()
+    def it_knows_its_workers(self) -> None:
+        assert f"of {len(self.sent)} workers" in repr(self.machine)
+        if self.machine.pending is None:
+            assert self.machine.due is None
+
+    @invariant()
+    def memory_is_given_back(self) -> None:
+        """Only the active and the pending version keep theirs."""
+        kept = {one.number for one in (self.machine.active, self.machine.pending) if one}
+        assert self.announced - self.forgotten <= kept
+
+
+Pod.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+TestPod = Pod.TestCase
