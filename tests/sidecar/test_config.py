@@ -1,0 +1,465 @@
+"""The config sidecar with real sockets and real links: first in this process, then as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from shared.config_link import ConfigLink
+from shared.frames import Prepared, Subscribe
+from shared.rundir import UnixListener
+from sidecar.config import ConfigSidecar
+from sidecar.source import SourceError, Text
+from tests.sidecar.texts import BROKEN, config, expression
+
+TIMEOUT = 60  # seconds; far more than anything here takes
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    # Not tmp_path: the path of a Unix socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="config-") as name:
+        yield Path(name)
+
+
+def run(main: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(main, TIMEOUT)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(bounded())
+
+
+class Worker:
+    """A worker's link, and all that it was told. `cannot` are configs that it cannot serve, by endpoint."""
+
+    def __init__(self, path: Path, index: int = 0) -> None:
+        self.snapshots: dict[int, dict[str, Any]] = {}
+        self.activated: list[int] = []
+        self.cannot: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.link = ConfigLink(
+            loop, path, worker=index, on_snapshot=self._prepare, on_activate=self._activate
+        )
+        self.link.start()
+
+    def _prepare(self, version: int, document: bytes) -> dict[str, str]:
+        snapshot = json.loads(document)
+        assert snapshot["version"] == version
+        self.snapshots[version] = snapshot
+        self._changed.set()
+        text = {name: json.dumps(one["document"]) for name, one in snapshot["configs"].items()}
+        return {name: reason for name in text for word, reason in self.cannot.items() if word in text[name]}
+
+    def _activate(self, version: int) -> None:
+        self.activated.append(version)
+        self._changed.set()
+
+    @property
+    def active(self) -> dict[str, Any]:
+        """The active snapshot."""
+        return self.snapshots[self.link.version]
+
+    async def until(self, condition: Callable[[Worker], bool]) -> Worker:
+        """Waits for something to be true of this worker."""
+        while not (self.activated and condition(self)):
+            self._changed.clear()
+            await self._changed.wait()
+            await asyncio.sleep(0)
+        return self
+
+    async def until_serving(self, **places: str) -> Worker:
+        """Waits until these configs are where they are said to be: in `configs`, `kept` or `refused`."""
+
+        def there(worker: Worker) -> bool:
+            active = worker.active
+            return all(
+                name in active[place] and (place != "configs" or name not in active["kept"])
+                for name, place in places.items()
+            )
+
+        return await self.until(there)
+
+
+# ---------------------------------------------------------------- in this process
+
+
+class Shelf:
+    """A source whose texts the test changes."""
+
+    def __init__(self, texts: Mapping[str, Text]) -> None:
+        self.texts: dict[str, Text] | None = dict(texts)
+        self._changed = asyncio.Event()
+
+    def read(self) -> Mapping[str, Text]:
+        if self.texts is None:
+            raise SourceError("the shelf is away")
+        return dict(self.texts)
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def place(self, key: str) -> str:
+        return key
+
+    def put(self, texts: dict[str, Text] | None) -> None:
+        self.texts = texts
+        self._changed.set()
+
+
+@contextlib.asynccontextmanager
+async def sidecar(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterator[Path]:
+    """A running sidecar; gives the path of its socket."""
+    path = run_dir / "config.sock"
+    one = ConfigSidecar(
+        asyncio.get_running_loop(),
+        UnixListener(path),
+        shelf,
+        run_dir / "state.json",
+        check_expressions=True,
+        limit=limit,
+    )
+    assert repr(one).startswith("<ConfigSidecar <Activation active")
+    stop = asyncio.Event()
+    running = asyncio.create_task(one.run(stop))
+    try:
+        yield path
+    finally:
+        stop.set()
+        await running
+    assert not path.exists()
+
+
+def test_two_workers_get_the_same_version_and_its_changes(run_dir: Path) -> None:
+    async def main() -> None:
+        texts: dict[str, Text] = {
+            "config-map/a": config(compute_id="e"),
+            "expression-config/e": expression("x"),
+        }
+        shelf = Shelf(texts)
+        async with sidecar(run_dir, shelf) as path:
+            workers = [Worker(path, index) for index in range(2)]
+            for worker in workers:
+                await worker.until_serving(a="configs")
+            first, second = workers
+            assert first.link.version == second.link.version
+            assert first.active["expressions"] == {"e": "x"}
+            shelf.put({**texts, "config-map/b": config()})
+            for worker in workers:
+                await worker.until_serving(a="configs", b="configs")
+            assert first.active == second.active
+            shelf.put({"config-map/b": config()})
+            for worker in workers:
+                await worker.until(lambda worker: list(worker.active["configs"]) == ["b"])
+            assert first.activated == sorted(first.activated) == second.activated
+            for worker in workers:
+                await worker.link.close()
+
+    run(main())
+
+
+def test_no_configs_are_a_version_that_workers_can_be_ready_with(run_dir: Path) -> None:
+    async def main() -> None:
+        async with sidecar(run_dir, Shelf({})) as path:
+            worker = await Worker(path).until(lambda worker: worker.active["configs"] == {})
+            await worker.link.close()
+
+    run(main())
+
+
+def test_a_source_that_is_away_changes_nothing(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({})
+        shelf.texts = None
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until(lambda worker: worker.active["configs"] == {})
+            shelf.put({"config-map/a": config()})
+            await worker.until_serving(a="configs")
+            shelf.put(None)
+            shelf.put({"config-map/a": config(), "config-map/b": config()})
+            await worker.until_serving(a="configs", b="configs")
+            assert len(worker.activated) == 3
+            await worker.link.close()
+
+    run(main())
+
+
+def test_a_broken_edit_is_kept_out_and_named(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config(), "config-map/b": BROKEN})
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs", b="refused")
+            assert "is no JSON" in worker.active["refused"]["b"]
+            good = worker.active["configs"]["a"]
+            shelf.put({"config-map/a": BROKEN, "config-map/b": BROKEN})
+            await worker.until_serving(a="kept", b="refused")  # after the time to settle
+            assert worker.active["configs"]["a"] == good
+            await worker.link.close()
+
+    run(main())
+
+
+def test_what_a_worker_cannot_serve_is_taken_back(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config(), "config-map/b": config()})
+        async with sidecar(run_dir, shelf) as path:
+            worker, other = Worker(path, 0), Worker(path, 1)
+            await worker.until_serving(a="configs")
+            await other.until_serving(a="configs")
+            good = worker.active["configs"]["a"]
+            worker.cannot = other.cannot = {"faraway": "no such host"}
+            shelf.put({"config-map/a": config(endpoint="faraway"), "config-map/b": config("mrp")})
+            for one in (worker, other):
+                await one.until_serving(a="kept", b="configs")
+                assert one.active["configs"]["a"] == good
+                assert one.active["kept"]["a"] == "no such host"
+                assert "mrp" in json.dumps(one.active["configs"]["b"])
+                assert all(
+                    "faraway" not in json.dumps(one.snapshots[version]["configs"])
+                    for version in one.activated
+                )
+                await one.link.close()
+
+    run(main())
+
+
+def test_a_worker_that_hangs_holds_the_others_up_for_the_limit_only(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config()})
+        async with sidecar(run_dir, shelf, limit=0.05) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            # It subscribes, and then never answers.
+            _, hanging = await asyncio.open_unix_connection(str(path))
+            hanging.write(Subscribe(1, os.getpid()).encode())
+            await hanging.drain()
+            shelf.put({"config-map/a": config(), "config-map/b": config()})
+            await worker.until_serving(b="configs")
+            hanging.close()
+            await worker.link.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 50, b"\x09\x00\x00\x00\x13" + bytes(8)])
+def test_garbage_on_the_socket_ends_that_connection_only(run_dir: Path, garbage: bytes) -> None:
+    async def main() -> None:
+        async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(garbage)
+            assert await reader.read() == b""
+            writer.close()
+            worker = await Worker(path).until_serving(a="configs")
+            await worker.link.close()
+
+    run(main())
+
+
+def test_answers_that_nobody_asked_for_end_that_connection_only(run_dir: Path) -> None:
+    async def main() -> None:
+        async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
+            for frames in (
+                Prepared(5, {}).encode(),
+                Subscribe(1, 1).encode() * 2,
+                Subscribe(1, 1).encode() + Prepared(5, {}).encode(),
+            ):
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                writer.write(frames)
+                await reader.read()
+                writer.close()
+            worker = await Worker(path).until_serving(a="configs")
+            await worker.link.close()
+
+    run(main())
+
+
+def test_a_new_sidecar_goes_on_where_the_old_one_stopped(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config(), "config-map/b": BROKEN})
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs", b="refused")
+            version = worker.link.version
+        async with sidecar(run_dir, shelf) as path:
+            second = await Worker(path, 1).until_serving(a="configs", b="refused")
+            assert second.link.version == version, "the same content is the same version"
+        shelf.texts = {"config-map/a": BROKEN}
+        async with sidecar(run_dir, shelf) as path:
+            await worker.until_serving(a="kept")
+            await second.until_serving(a="kept")
+            assert worker.link.version > version
+            assert worker.activated == [version, worker.link.version]
+        await worker.link.close()
+        await second.link.close()
+
+    run(main())
+
+
+def test_a_new_sidecar_whose_source_is_away_serves_what_was_good(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config()})
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            await worker.link.close()
+        shelf.texts = None
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            await worker.link.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("state", ["{", '{"version": 99999999999999, "configs": {"a": 1}}'])
+def test_state_that_cannot_be_used_is_no_obstacle(run_dir: Path, state: str) -> None:
+    async def main() -> None:
+        (run_dir / "state.json").write_text(state)
+        async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            assert worker.link.version < 99999999999999
+            await worker.link.close()
+
+    run(main())
+
+
+def test_state_that_cannot_be_saved_is_no_obstacle(run_dir: Path) -> None:
+    async def main() -> None:
+        (run_dir / "state.json").mkdir()
+        async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            await worker.link.close()
+
+    run(main())
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+class Process:
+    """`python -m sidecar.config` on a directory; its log lines as they come."""
+
+    def __init__(self, root: Path, **environment: str) -> None:
+        (root / "configs" / "config-map").mkdir(parents=True, exist_ok=True)
+        self.configs = root / "configs" / "config-map"
+        self.socket = root / "run" / "config.sock"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "INFERFLOW_CONFIG_DIR": str(root / "configs"),
+            "INFERFLOW_RUN_DIR": str(root / "run"),
+            "INFERFLOW_STATE_DIR": str(root / "state"),
+            **environment,
+        }
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "sidecar.config"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """The exit code, and everything it has written."""
+        self.popen.send_signal(number)
+        output, _ = self.popen.communicate(timeout=TIMEOUT)
+        return self.popen.returncode, output
+
+
+@pytest.fixture
+def process(run_dir: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(**environment: str) -> Process:
+        started.append(Process(run_dir, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.popen.poll() is None:
+            one.end(signal.SIGKILL)
+
+
+def lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.mark.slow
+def test_process_is_killed_restarted_and_stopped(process: Callable[..., Process]) -> None:
+    async def main() -> None:
+        first = process()
+        (first.configs / "a.json").write_bytes(config())
+        worker = await Worker(first.socket).until_serving(a="configs")
+        version = worker.link.version
+
+        first.end(signal.SIGKILL)
+        assert first.socket.exists(), "nobody could remove it"
+        second = process()
+        other = await Worker(second.socket, 1).until_serving(a="configs")
+        assert other.link.version == version
+        assert worker.link.version == version
+
+        (second.configs / "b.json").write_bytes(BROKEN)
+        (second.configs / "a.json").write_bytes(BROKEN)
+        for one in (worker, other):
+            await one.until_serving(a="kept", b="refused")
+
+        code, output = second.end(signal.SIGTERM)
+        assert code == 0
+        assert not second.socket.exists()
+        refused = [line for line in lines(output) if line["level"] == "error"]
+        assert {line["place"] for line in refused} == {
+            str(second.configs / "a.json"),
+            str(second.configs / "b.json"),
+        }
+        assert all("is no JSON" in line["errors"][0] for line in refused)
+        assert [line["message"] for line in lines(output)][-1] == "config sidecar stopped"
+        await worker.link.close()
+        await other.link.close()
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_a_second_process_does_not_take_the_place_of_the_first(process: Callable[..., Process]) -> None:
+    async def main() -> None:
+        first = process()
+        worker = await Worker(first.socket).until(lambda worker: True)
+        second = process()
+        output, _ = second.popen.communicate(timeout=TIMEOUT)
+        assert second.popen.returncode == 1
+        assert "another process listens there" in output
+        await worker.link.close()
+        assert first.end(signal.SIGTERM)[0] == 0
+
+    run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"ETCD_SERVER": "http://localhost:2379"},
+            "ETCD_SERVER: this release reads INFERFLOW_CONFIG_DIR only",
+        ),
+        ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said(
+    process: Callable[..., Process], environment: dict[str, str], message: str
+) -> None:
+    one = process(**environment)
+    output, _ = one.popen.communicate(timeout=TIMEOUT)
+    assert one.popen.returncode == 1
+    assert message in output
+    assert "Traceback" not in output
