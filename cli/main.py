@@ -1,0 +1,69 @@
+"""The `inferflow` command: a table of sub-commands, one module each."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cli import up, validate
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+class Command(NamedTuple):
+    """One sub-command. `run` gets the parsed arguments and returns the exit code."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For commands that read only the environment."""
+
+
+def _up(_arguments: argparse.Namespace) -> int:
+    up.main()
+
+
+COMMANDS = (
+    Command("up", "Start a pod in the foreground: front doors, workers, config sidecar.", _no_arguments, _up),
+    Command("validate", validate.HELP, validate.add_arguments, validate.run),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="inferflow", description="Scores rows for online ranking.")
+    version = importlib.metadata.version("inferflow")
+    parser.add_argument("--version", action="version", version=f"inferflow {version}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        own = commands.add_parser(command.name, help=command.help, description=command.help)
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and returns its exit code; 2 for arguments that cannot be used.
+
+    `argv` are the arguments without the program's name; None: those of this process.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `inferflow … | head`: the reader has enough. Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
