@@ -1,4 +1,4 @@
-"""The feature cache of one worker: rows of fetched values by key, bounded in bytes and time."""
+"""The feature cache of one worker: packed lines of fetched values by key, bounded in bytes and time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from cachetools import TLRUCache
 
 __all__ = ["FeatureCache"]
 
-Columns = tuple[bytes, ...]
-Entry = tuple[Columns, float]  # values, seconds to live
+Entry = tuple[bytes, float]  # record, seconds to live
 
-ENTRY_OVERHEAD = 400  # bytes that Python and the cache need for an entry besides its values, measured
-VALUE_OVERHEAD = 41  # bytes of a `bytes` object and its place in the tuple
+ENTRY_OVERHEAD = 600  # bytes that Python and the cache need for an entry besides its key and record, measured
 
 
 class FeatureCache:
-    """Key → the values that the feature store answered for it; safe to use from several threads.
+    """Key → the line that the feature store answered for it; safe to use from several threads.
 
     `capacity` in bytes, object overhead included; 0 keeps nothing. Least recently used entries go first.
     """
@@ -31,8 +29,8 @@ class FeatureCache:
             maxsize=capacity, ttu=lambda _key, entry, now: now + entry[1], timer=clock, getsizeof=_size
         )
 
-    def get_many(self, keys: Sequence[bytes]) -> list[Columns | None]:
-        """The values of each key, None for one that is not there or too old."""
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The record of each key, None for one that is not there or too old."""
         with self._lock:
             found = [self._cache.get(key) for key in keys]
             hits = sum(entry is not None for entry in found)
@@ -40,11 +38,11 @@ class FeatureCache:
             self.misses += len(keys) - hits
         return [None if entry is None else entry[0] for entry in found]
 
-    def put_many(self, items: Iterable[tuple[bytes, Columns]], ttl: float) -> None:
-        """Keeps the values of each key for `ttl` seconds."""
+    def put_many(self, items: Iterable[tuple[bytes, bytes]], ttl: float) -> None:
+        """Keeps the record of each key for `ttl` seconds."""
         with self._lock:
-            for key, columns in items:
-                entry = (columns, ttl)
+            for key, record in items:
+                entry = (record, ttl)
                 if _size(entry) <= self._cache.maxsize:
                     self._cache[key] = entry
 
@@ -56,4 +54,4 @@ class FeatureCache:
 
 
 def _size(entry: Entry) -> int:
-    return ENTRY_OVERHEAD + sum(map(len, entry[0])) + VALUE_OVERHEAD * len(entry[0])
+    return ENTRY_OVERHEAD + len(entry[0])

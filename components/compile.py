@@ -10,10 +10,12 @@ from typing import Protocol
 
 from components.cache import FeatureCache
 from components.expression import Expression, ExpressionError, parse
-from components.feature import CacheRule, DerivedKey, Feature, FetchedBlock
-from components.numerix import Numerix, Variable
+from components.feature import CacheRule, DerivedKey, Feature
+from components.fetched import FetchedBlock, FetchedLayout
+from components.numerix import Numerix
+from components.numerix_wire import ComputeCodec
 from components.onfs_wire import query_head
-from components.predator import ModelRoute, Output, Predator, Score, ScoreBlock
+from components.predator import ModelRoute, Output, Predator, RequestHeads, Score, ScoreBlock
 from components.tensors import TensorInput
 from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
@@ -51,7 +53,8 @@ class Bounds:
     predator_timeout: float
     numerix_timeout: float
     numerix_batch: int  # rows a call
-    string_scores: bool = False  # name predator scores in schemas as the Go service does
+    string_scores: bool = False  # name predator scores in schemas as the existing service does
+    reference_codecs: bool = False  # use the protobuf codecs that the kernels are held to
 
 
 def compile_plan(
@@ -169,9 +172,14 @@ class _Compiler:
         return names + [compute.score_col for compute in self.computes if compute.slate_component]
 
     def _id_column(self) -> str:
-        """The first response feature that is a column of the targets; `id` when there is none."""
+        """The first response feature that is a column of the targets.
+
+        Without response features it is `id`; when all of them are slate scores, the id that the models name.
+        """
+        features = self.config.response_config.features
         slate_scores = set(self._slate_scores())
-        return next((name for name in self.config.response_config.features if name not in slate_scores), "id")
+        named = (model.component_id for model in self.models if features and model.component_id)
+        return next((name for name in features if name not in slate_scores), next(named, "id"))
 
     def _calibration_columns(self) -> list[tuple[str, str]]:
         models = [model for model in self.models if model.calibration]
@@ -234,14 +242,14 @@ class _Compiler:
             key_columns=tuple(key.col for key in fetch.fs_keys),
             keys=tuple(self.layout.external[key.col] for key in fetch.fs_keys),
             composite=self.layout.external[fetch.component_id] if fetch.composite_id else None,
-            features=len(place),
-            blocks=blocks,
+            layout=FetchedLayout(blocks, len(place)),
             derived=tuple(
                 DerivedKey(self.layout.byte[name], self.layout.external[name])
                 for name in place
                 if name in key_columns
             ),
             caching=self._caching(fetch),
+            reference=self.bounds.reference_codecs,
         )
 
     def _caching(self, fetch: FeatureComponent) -> CacheRule | None:
@@ -272,23 +280,25 @@ class _Compiler:
                 for name, first, count in zip(part.model_scores, ends, dims, strict=False)
             )
             outputs.append(Output(part.name, data_type(part.data_type).element, ends[-1], scores))
+        inputs = tuple(
+            TensorInput(
+                part.name,
+                data_type(part.data_type).element,
+                tuple(part.shape),
+                tuple(self.layout.source(name) for name in part.features),
+                reference=self.bounds.reference_codecs,
+            )
+            for part in model.inputs
+        )
         return Predator(
             name=model.component,
-            model=model.model_name,
             routes=self._routes(model),
             timeout=model.deadline / 1000 if model.deadline else self.bounds.predator_timeout,
             batch_size=model.batch_size,
-            inputs=tuple(
-                TensorInput(
-                    part.name,
-                    data_type(part.data_type).element,
-                    tuple(part.shape),
-                    tuple(self.layout.source(name) for name in part.features),
-                )
-                for part in model.inputs
-            ),
+            inputs=inputs,
             outputs=tuple(outputs),
             blocks=blocks,
+            heads=RequestHeads(model.model_name, inputs, outputs),
             for_slates=model.slate_component,
         )
 
@@ -309,15 +319,21 @@ class _Compiler:
 
     def _numerix(self, compute: NumerixComponent) -> Numerix:
         endpoint = self.upstreams.numerix()
+        variables = tuple(variable.split("@")[0] for variable in compute.score_mapping)
         layout = self.slate_layout if compute.slate_component else self.layout
         return Numerix(
             name=compute.component,
-            compute_id=compute.compute_id,
-            id_name=compute.component_id,
             id_source=self.layout.source(compute.component_id),
-            variables=tuple(
-                Variable(variable.split("@")[0], self.layout.source(column))
-                for variable, column in compute.score_mapping.items()
+            variables=variables,
+            inputs=TensorInput(
+                compute.score_col,
+                DataType.FP32,
+                (len(variables),),
+                tuple(self.layout.source(column) for column in compute.score_mapping.values()),
+                reference=self.bounds.reference_codecs,
+            ),
+            codec=ComputeCodec(
+                (compute.component_id, *variables), compute.compute_id, self.bounds.reference_codecs
             ),
             score=layout.byte[compute.score_col],
             endpoint=endpoint,

@@ -17,7 +17,17 @@ from dag.plan import Plan
 from shared.datatypes import DataType
 from shared.shm_matrix import ShmMatrix, Slot, TextColumn, TypedColumn
 
-__all__ = ["Brought", "BroughtSlates", "Column", "initialize"]
+__all__ = ["Brought", "BroughtSlates", "Column", "Places", "initialize"]
+
+NO_HEAP = np.empty(0, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Places:
+    """Values by where they stand in the request's body: starts int64 [rows], sizes int32 [rows]."""
+
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +39,7 @@ class Column:
 
     name: str
     data_type: DataType
-    values: Sequence[bytes]
+    values: Sequence[bytes] | Places
     vector_dim: int = 0
 
 
@@ -48,27 +58,44 @@ class Brought:
     rows: int
     columns: Sequence[Column]
     slates: BroughtSlates | None = None
+    body: bytes = b""  # what Places stand in
 
 
 def initialize(plan: Plan, brought: Brought, slot: Slot) -> Scoring:
     """The matrix of a request, and that of its slates, in `slot`. Raises MatrixFull."""
-    matrix = _matrix(plan.layout, brought.rows, brought.columns, slot)
+    texts = _Texts(slot, brought.body)
+    matrix = _matrix(plan.layout, brought.rows, brought.columns, texts)
     for external, text in plan.constants:
         matrix.texts[external] = TextColumn.same(slot, text)
     if brought.slates is None:
         return Scoring(matrix)
-    slates = _matrix(plan.slate_layout, len(brought.slates.targets), brought.slates.columns, slot)
+    slates = _matrix(plan.slate_layout, len(brought.slates.targets), brought.slates.columns, texts)
     return Scoring(matrix, Slates(slates, brought.slates.targets))
 
 
-def _matrix(layout: Layout, rows: int, columns: Sequence[Column], slot: Slot) -> ShmMatrix:
-    matrix = ShmMatrix(slot, rows, len(layout.blocks), len(layout.external))
+class _Texts:
+    """Makes text columns in a slot; the body is copied there once, however many columns stand in it."""
+
+    def __init__(self, slot: Slot, body: bytes) -> None:
+        self.slot = slot
+        self._heap, self._at = slot.copy(body) if body else (NO_HEAP, 0)
+
+    def column(self, values: Sequence[bytes] | Places) -> TextColumn:
+        if isinstance(values, Places):
+            starts = values.starts + self._at
+            return TextColumn(self._heap, starts, values.sizes, constant=len(starts) == 1)
+        if len(values) == 1:
+            return TextColumn.same(self.slot, values[0])
+        return TextColumn.of(self.slot, values)
+
+
+def _matrix(layout: Layout, rows: int, columns: Sequence[Column], texts: _Texts) -> ShmMatrix:
+    matrix = ShmMatrix(texts.slot, rows, len(layout.blocks), len(layout.external))
     for column in columns:
         external = layout.external.get(column.name)
         if external is None:
             continue
-        single = len(column.values) == 1
-        text = TextColumn.same(slot, column.values[0]) if single else TextColumn.of(slot, column.values)
+        text = texts.column(column.values)
         if column.data_type.element is DataType.STRING:
             matrix.texts[external] = text
         else:

@@ -12,15 +12,56 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from components.onfs_wire import WireError
+from components import kernels
+from components.wire import WireError, field_head
 from proto import numerix_pb2
+from shared.shm_matrix import TextColumn
 
-__all__ = ["decode_scores", "encode_compute"]
+__all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
+
+Floats = npt.NDArray[np.float32]
+
+ENTITY_SCORE_DATA = 0x0A  # field 1 of the request, length-delimited
+ROW_OVERHEAD = 24  # bytes of a row's heads, at most
+NO_TEXT = np.zeros(1, np.int64), np.zeros(1, np.int32)
 
 
-def encode_compute(
-    schema: Sequence[str], compute_id: str, ids: Sequence[bytes], values: npt.NDArray[np.float32]
-) -> bytes:
+class ComputeCodec:
+    """Requests and answers of one expression over one schema."""
+
+    def __init__(self, schema: Sequence[str], compute_id: str, reference: bool) -> None:
+        """`schema`: the id column, then the variables."""
+        self._schema = tuple(schema)
+        self._compute_id = compute_id
+        self._reference = reference
+        self._head = numerix_pb2.EntityScoreData(schema=schema).SerializeToString()
+        self._tail = numerix_pb2.EntityScoreData(compute_id=compute_id, data_type="fp32").SerializeToString()
+
+    def encode(self, ids: TextColumn, values: Floats, rows: slice) -> tuple[bytes, ...]:
+        """A request for these rows of `ids` and `values` [all rows, variables], as parts."""
+        if self._reference:
+            texts = ids.texts(np.arange(rows.start, rows.stop, dtype=np.int32))
+            return (encode_compute(self._schema, self._compute_id, texts, values[rows]),)
+        sizes = ids.sizes if ids.constant else ids.sizes[rows]
+        longest = int(sizes.max()) if len(sizes) else 0
+        out = np.empty((rows.stop - rows.start) * (longest + 6 * values.shape[1] + ROW_OVERHEAD), np.uint8)
+        size = kernels.encode_compute_rows(
+            ids.heap, ids.starts, ids.sizes, 0 if ids.constant else 1, values, rows.start, rows.stop, out
+        )
+        assert size >= 0, size
+        length = len(self._head) + size + len(self._tail)
+        return field_head(ENTITY_SCORE_DATA, length), self._head, out[:size].tobytes(), self._tail
+
+    def decode(self, body: bytes, rows: int) -> Floats:
+        """The scores of `rows` rows. Raises WireError as `decode_scores`."""
+        if not self._reference:
+            scores = np.empty(rows, np.float32)
+            if kernels.read_scores(np.frombuffer(body, np.uint8), 0, scores) == rows:
+                return scores
+        return decode_scores(body, rows)
+
+
+def encode_compute(schema: Sequence[str], compute_id: str, ids: Sequence[bytes], values: Floats) -> bytes:
     """A NumerixRequestProto; `values` is [rows, variables]."""
     request = numerix_pb2.NumerixRequestProto()
     data = request.entity_score_data
@@ -33,7 +74,7 @@ def encode_compute(
     return body
 
 
-def decode_scores(body: bytes, rows: int) -> npt.NDArray[np.float32]:
+def decode_scores(body: bytes, rows: int) -> Floats:
     """The scores of `rows` rows.
 
     Raises WireError when the service answered an error, or something else than one FP32 score a row.

@@ -10,13 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
+from components.wire import WireError
 from proto import onfs_pb2
 
-__all__ = ["WireError", "decode_rows", "encode_keys", "query_head"]
-
-
-class WireError(Exception):
-    """An upstream answered something that its query does not allow; the message says what."""
+__all__ = ["decode_rows", "encode_keys", "query_head"]
 
 
 def query_head(entity: str, groups: Iterable[tuple[str, Sequence[str]]], keys_schema: Sequence[str]) -> bytes:

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from components.feature import cause
-from components.onfs_wire import WireError
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
+from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import BlockSpec
 from shared.datatypes import DataType
 from shared.shm_matrix import VALUE, Block, CellBlock, Rows, ShmMatrix, VarBlock
 
-__all__ = ["ModelRoute", "Output", "Predator", "Score", "ScoreBlock"]
+__all__ = ["ModelRoute", "Output", "Predator", "RequestHeads", "Score", "ScoreBlock"]
+
+
+RawRows = npt.NDArray[np.uint8]  # [rows, bytes a row]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,18 +65,45 @@ class ScoreBlock:
     spec: BlockSpec
 
 
+class RequestHeads:
+    """The heads of a model's requests, encoded once per number of rows and tensor shapes."""
+
+    LIMIT = 1024  # heads kept: batches have few sizes
+
+    def __init__(self, model: str, inputs: Sequence[TensorInput], outputs: Sequence[Output]) -> None:
+        self._model = model
+        self._inputs = [(part.name, part.data_type) for part in inputs]
+        self._outputs = [output.name for output in outputs]
+        self._heads: dict[tuple[int, tuple[tuple[int, ...], ...]], bytes] = {}
+
+    def get(self, rows: int, shapes: Iterable[tuple[int, ...]]) -> bytes:
+        """The head of a request of `rows` rows, each input having one of `shapes` a row."""
+        key = rows, tuple(shapes)
+        head = self._heads.get(key)
+        if head is None:
+            inputs = [
+                InputHead(name, kind, (rows, *shape))
+                for (name, kind), shape in zip(self._inputs, key[1], strict=True)
+            ]
+            head = encode_head(self._model, inputs, self._outputs)
+            if len(self._heads) >= self.LIMIT:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
+
+
 @dataclasses.dataclass(frozen=True)
 class Predator:
     """A compiled predator component."""
 
     name: str
-    model: str
     routes: tuple[ModelRoute, ...]
     timeout: float  # seconds, a call
     batch_size: int  # rows a call; 0: all in one
     inputs: tuple[TensorInput, ...]
     outputs: tuple[Output, ...]
     blocks: tuple[ScoreBlock, ...]
+    heads: RequestHeads
     for_slates: bool
 
     def run(self, scoring: Scoring) -> Steps:
@@ -97,7 +128,7 @@ class Predator:
         scores = _Scores(self, matrix)
         for (start, stop), reply in zip(batches, replies, strict=True):
             try:
-                scores.put(rows[start:stop], self._answer(reply), stop - start)
+                scores.put(start, stop, self._answer(reply), stop - start)
             except WireError as error:
                 scoring.fail(self.name, str(error), rows[start:stop])
         scores.close()
@@ -122,11 +153,10 @@ class Predator:
                 calls.append(Call(self._route(), self._body(tensors, 0, len(rows)), self.timeout))
             replies = yield calls
             for number, reply in zip(asked, replies, strict=True):
-                rows = np.array([number], np.int32)
                 try:
-                    scores.put(rows, self._answer(reply), len(slates.targets[number]))
+                    scores.put(number, number + 1, self._answer(reply), len(slates.targets[number]))
                 except WireError as error:
-                    scoring.fail_slates(self.name, str(error), rows)
+                    scoring.fail_slates(self.name, str(error), np.array([number], np.int32))
         scores.close()
 
     def _build(self, matrix: ShmMatrix, rows: Rows) -> tuple[list[Tensor], list[Misfit]]:
@@ -156,11 +186,7 @@ class Predator:
         return next(route.endpoint for route in self.routes if roll <= route.upto)
 
     def _body(self, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
-        heads = [
-            InputHead(part.name, part.data_type, (stop - start, *tensor.shape))
-            for part, tensor in zip(self.inputs, tensors, strict=True)
-        ]
-        parts = [encode_head(self.model, heads, [output.name for output in self.outputs])]
+        parts = [self.heads.get(stop - start, [tensor.shape for tensor in tensors])]
         for tensor in tensors:
             parts += encode_raw(tensor.raw(start, stop))
         return tuple(parts)
@@ -183,13 +209,13 @@ class _Scores:
         for position, block in enumerate(predator.blocks):
             columns = len(block.spec.columns)
             if block.spec.width:
-                self._blocks.append(CellBlock(matrix.slot, matrix.rows, columns, block.spec.width))
+                self._blocks.append(CellBlock.empty(matrix.slot, matrix.rows, columns, block.spec.width))
             else:
                 self._blocks.append(VarBlock(matrix.slot, matrix.rows, columns))
                 self._texts[position] = []
 
-    def put(self, rows: Rows, answers: Sequence[bytes], asked: int) -> None:
-        """Writes the scores of `rows` from an answer to `asked` rows.
+    def put(self, start: int, stop: int, answers: Sequence[bytes], asked: int) -> None:
+        """Writes the scores of rows start … stop − 1 from an answer to `asked` rows.
 
         An answer of one row is broadcast; a slate takes the first row. All outputs are checked before anything
         is written. Raises WireError.
@@ -199,9 +225,9 @@ class _Scores:
         ]
         for output, values in zip(self._outputs, decoded, strict=True):
             if isinstance(values, np.ndarray):
-                self._put_cells(output, rows, values)
+                self._put_cells(output, start, stop, values)
             else:
-                self._put_texts(output, rows, values)
+                self._put_texts(output, start, stop, values)
 
     def close(self) -> None:
         """Hands the blocks to the matrix."""
@@ -210,37 +236,28 @@ class _Scores:
                 block.fill(self._matrix.slot, self._texts[position])
             self._matrix.blocks[self._numbers[position]] = block
 
-    def _put_cells(
-        self, output: Output, rows: Rows, values: np.ndarray[tuple[int, int], np.dtype[np.uint8]]
-    ) -> None:
+    def _put_cells(self, output: Output, start: int, stop: int, values: RawRows) -> None:
         size = output.data_type.size
-        lines = (
-            values[: len(rows)]
-            if len(values) >= len(rows)
-            else np.broadcast_to(values, (len(rows), values.shape[1]))
-        )
+        lines = values[: stop - start]  # one line alone is broadcast by the assignment
         for score in output.scores:
             block = self._blocks[score.block]
             assert isinstance(block, CellBlock)
-            block.cells[rows, score.column] = lines[
-                :, score.first * size : (score.first + score.count) * size
-            ]
-            block.states[rows, score.column] = VALUE
+            cells = lines[:, score.first * size : (score.first + score.count) * size]
+            block.cells[start:stop, score.column] = cells
+            block.states[start:stop, score.column] = VALUE
 
-    def _put_texts(self, output: Output, rows: Rows, values: Sequence[bytes]) -> None:
+    def _put_texts(self, output: Output, start: int, stop: int, values: Sequence[bytes]) -> None:
         lines = list(_chunks(values, output.elements))
-        if len(lines) < len(rows):
-            lines *= len(rows)
+        if len(lines) == 1:
+            lines *= stop - start
         for score in output.scores:
             cells = self._texts[score.block]
-            for row, line in zip(rows.tolist(), lines, strict=False):
+            for row, line in zip(range(start, stop), lines, strict=False):
                 # A vector of strings has one form everywhere: its elements, joined by commas.
                 cells.append((row, score.column, b",".join(line[score.first : score.first + score.count])))
 
 
-def _answered_rows(
-    output: Output, raw: bytes, asked: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]] | list[bytes]:
+def _answered_rows(output: Output, raw: bytes, asked: int) -> RawRows | list[bytes]:
     """The rows of an answered output: uint8 [rows, bytes], or the flat list of texts of a BYTES output."""
     if output.data_type is DataType.STRING:
         texts = split_bytes(raw)

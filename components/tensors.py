@@ -9,17 +9,18 @@ its row.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from components import numbers
+from components import kernels, numbers
 from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
-from dag.layout import Source
+from dag.layout import ByteColumn, Source
 from shared.datatypes import DataType
-from shared.shm_matrix import ABSENT, ODD, Rows, ShmMatrix
+from shared.shm_matrix import ABSENT, IDENTITY, ODD, CellBlock, Rows, ShmMatrix
 
 __all__ = ["Misfit", "Tensor", "TensorInput"]
 
@@ -39,17 +40,17 @@ class Misfit:
 class Tensor:
     """The rows of one input: numeric as an array [rows, elements], BYTES as a list of texts per row."""
 
-    __slots__ = ("_ends", "_numbers", "_packed", "shape")
+    __slots__ = ("_ends", "_packed", "shape", "values")
 
     def __init__(
-        self, shape: tuple[int, ...], numbers: Array | None, texts: Sequence[Sequence[bytes]]
+        self, shape: tuple[int, ...], values: Array | None, texts: Sequence[Sequence[bytes]]
     ) -> None:
-        """`shape` of one row, free dims resolved; `texts` for a BYTES tensor."""
+        """`shape` of one row, free dims resolved; `texts` for a BYTES tensor, whose `values` is None."""
         self.shape = shape
-        self._numbers = numbers
+        self.values = values
         self._packed = b""
         self._ends = [0]
-        if numbers is None:
+        if values is None:
             rows = [b"".join(_prefixed(text) for text in row) for row in texts]
             self._packed = b"".join(rows)
             for row in rows:
@@ -57,19 +58,74 @@ class Tensor:
 
     def raw(self, start: int, stop: int) -> bytes:
         """raw_input_contents of rows start … stop − 1."""
-        if self._numbers is not None:
-            return self._numbers[start:stop].tobytes()
+        if self.values is not None:
+            return self.values[start:stop].tobytes()
         return self._packed[self._ends[start] : self._ends[stop]]
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorInput:
-    """One input of a model, compiled."""
+class _Run:
+    """Neighbouring features of a tensor that are columns of one block and one type: gathered in one go."""
 
-    name: str
-    data_type: DataType  # element type; STRING stands for BYTES
-    shape: tuple[int, ...]  # of one row; at most one −1
-    sources: tuple[Source, ...]
+    __slots__ = ("block", "columns", "data_type", "externals", "first", "stop", "width")
+
+    def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int], first: int) -> None:
+        """`first`: the element of the tensor where the run begins."""
+        self.block = columns[0].block
+        self.data_type = columns[0].data_type.element
+        self.width = columns[0].width
+        self.columns = np.array([column.column for column in columns], np.int32)
+        self.externals = tuple(externals)
+        self.first = first
+        self.stop = first + sum(column.count for column in columns)
+
+    def brought(self, matrix: ShmMatrix) -> bool:
+        """Whether the request brought a column of one of these names."""
+        return any(
+            matrix.texts[external] is not None or matrix.typed[external] is not None
+            for external in self.externals
+        )
+
+
+def _runs(sources: Sequence[Source]) -> tuple[_Run, ...] | None:
+    """The sources as runs; None when one of them is no fixed-width column."""
+    runs: list[_Run] = []
+    first = 0
+    for (_, _, _, width), group in itertools.groupby(sources, key=_run_key):
+        if not width:
+            return None
+        members = list(group)
+        columns = [source.byte for source in members if source.byte is not None]
+        runs.append(_Run(columns, [source.external for source in members], first))
+        first = runs[-1].stop
+    return tuple(runs)
+
+
+def _run_key(source: Source) -> tuple[int, int, int, int]:
+    byte = source.byte
+    return (-1, 0, 0, 0) if byte is None else (byte.block, byte.data_type, byte.count, byte.width)
+
+
+class TensorInput:
+    """One input of a model, compiled. Immutable."""
+
+    def __init__(
+        self,
+        name: str,
+        data_type: DataType,
+        shape: tuple[int, ...],
+        sources: tuple[Source, ...],
+        *,
+        reference: bool = False,
+    ) -> None:
+        """`data_type`: element type, STRING stands for BYTES. `shape` of one row, with at most one −1.
+
+        `reference`: always take the way that works cell by cell.
+        """
+        self.name = name
+        self.data_type = data_type
+        self.shape = shape
+        self.sources = sources
+        self._runs = None if reference or data_type is DataType.STRING else _runs(sources)
 
     @property
     def text_vector(self) -> bool:
@@ -80,6 +136,10 @@ class TensorInput:
         """The tensor of these rows (int32 [n]), and the values that do not fit."""
         if self.data_type is DataType.STRING:
             return self._build_texts(matrix, rows)
+        if self._runs is not None:
+            gathered = self._gather(matrix, rows, self._runs)
+            if gathered is not None:
+                return Tensor(self._resolved(gathered.shape[1]), gathered, ()), []
         misfits: list[Misfit] = []
         columns: list[Array | _Ragged] = [
             self._column(matrix, source, rows, misfits) for source in self.sources
@@ -92,6 +152,37 @@ class TensorInput:
         values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         values = np.ascontiguousarray(values)
         return Tensor(self._resolved(values.shape[1]), values, ()), misfits
+
+    def _gather(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[_Run]) -> Array | None:
+        """The tensor by kernels, [rows, elements]; None when a cell needs a closer look."""
+        size = self.data_type.size
+        out = np.empty((len(rows), runs[-1].stop * size), np.uint8)
+        values: Array = out.view(self.data_type.dtype)
+        for run in runs:
+            block = matrix.blocks[run.block]
+            if block is None or not len(block.states):
+                out[:, run.first * size : run.stop * size] = 0
+                absent = 1
+            else:
+                assert isinstance(block, CellBlock)
+                if block.odd:
+                    return None
+                index = IDENTITY if block.index is None else block.index
+                if run.data_type is self.data_type:
+                    absent = kernels.gather(
+                        block.flat, block.states, index, rows, run.columns, run.width, out, run.first * size
+                    )
+                else:
+                    raw = np.empty((len(rows), len(run.columns) * run.width), np.uint8)
+                    absent = kernels.gather(
+                        block.flat, block.states, index, rows, run.columns, run.width, raw, 0
+                    )
+                    values[:, run.first : run.stop] = numbers.convert(
+                        raw.view(run.data_type.dtype), run.data_type, self.data_type
+                    )
+            if absent and run.brought(matrix):
+                return None
+        return values
 
     def _column(
         self, matrix: ShmMatrix, source: Source, rows: Rows, misfits: list[Misfit]

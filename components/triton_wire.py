@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from components.onfs_wire import WireError
+from components.wire import WireError, field_head
 from proto import triton_pb2
 from shared.datatypes import DataType, tensor_name
 
 __all__ = ["InputHead", "decode_outputs", "encode_head", "encode_raw", "split_bytes"]
 
-RAW_INPUT_CONTENTS = b"\x3a"  # field 7, length-delimited
+RAW_INPUT_CONTENTS = 0x3A  # field 7, length-delimited
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def encode_head(model: str, inputs: Sequence[InputHead], outputs: Sequence[str])
 
 def encode_raw(raw: bytes) -> tuple[bytes, bytes]:
     """One raw_input_contents entry, as two parts: its head and the bytes themselves."""
-    return RAW_INPUT_CONTENTS + _varint(len(raw)), raw
+    return field_head(RAW_INPUT_CONTENTS, len(raw)), raw
 
 
 def decode_outputs(body: bytes, wanted: Sequence[tuple[str, DataType]]) -> list[bytes]:
@@ -113,12 +113,3 @@ def _from_contents(contents: triton_pb2.InferTensorContents, kind: DataType) -> 
     if kind is DataType.STRING:
         return b"".join(len(value).to_bytes(4, "little") + value for value in values)
     return np.array(values, dtype=kind.dtype).tobytes()
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -510,6 +510,14 @@ class Settings:
             "Threads of each worker that run DAGs. 0: they run on its I/O thread.",
         ),
     )
+    codecs: str = field(
+        default="kernels",
+        metadata=env(
+            "INFERFLOW_CODECS",
+            _choice(("kernels", "reference")),
+            "How messages are read and written. reference: with protobuf objects, slowly; answers are the same.",
+        ),
+    )
     pin: bool = field(default=True, metadata=env("INFERFLOW_PIN", BOOLEAN, "Keep worker i on one core."))
     run_dir: Path = field(
         default=Path("run"),
@@ -627,6 +635,10 @@ class Settings:
         default=datetime.UTC,
         metadata=env("INFERFLOW_SAMPLING_TZ", ZONE, "Time zone of the date in sampling by user and day."),
     )
+
+    @property
+    def reference_codecs(self) -> bool:
+        return self.codecs == "reference"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:

@@ -33,12 +33,15 @@ from shared.segments import Bytes, Segment
 __all__ = [
     "ABSENT",
     "EMPTY",
+    "IDENTITY",
     "ODD",
     "VALUE",
     "Block",
+    "Bytes",
     "CellBlock",
     "MatrixFull",
     "MatrixPool",
+    "Rows",
     "ShmMatrix",
     "Slot",
     "TextColumn",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 Rows = npt.NDArray[np.int32]
+IDENTITY: Rows = np.empty(0, np.int32)  # stands for "line = row" where an array is needed
 
 # States of a cell. "No value" is distinct from zero, and a value that the upstream says is empty is distinct
 # from one that could not be asked for: only the latter may be replaced by what the request itself brought.
@@ -85,8 +89,8 @@ class Slot:
         self._at = 0
         self._lock = threading.Lock()
 
-    def allocate(self, size: int) -> Bytes:
-        """`size` bytes, uint8, aligned to a cache line, **not** zeroed.
+    def place(self, size: int) -> tuple[Bytes, int]:
+        """Room for `size` bytes, **not** zeroed: the whole chunk it is in, and where it starts there.
 
         Raises MatrixFull when the slot would grow over the limit of one request, or the pool is exhausted.
         """
@@ -97,7 +101,12 @@ class Slot:
                 chunk = self._pool.lend(self, size)
                 start = 0
             self._at = start + size
-        return chunk.bytes[start : start + size]
+        return chunk.bytes, start
+
+    def allocate(self, size: int) -> Bytes:
+        """`size` bytes, uint8, aligned to a cache line, **not** zeroed. Raises MatrixFull."""
+        heap, start = self.place(size)
+        return heap[start : start + size]
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
         """An uninitialised array of `shape` and `dtype` in this slot."""
@@ -113,11 +122,11 @@ class Slot:
         out[...] = 0
         return out
 
-    def copy(self, data: bytes | memoryview) -> Bytes:
-        """`data`, copied into this slot."""
-        out = self.allocate(len(data))
-        out[:] = np.frombuffer(data, np.uint8)
-        return out
+    def copy(self, data: bytes | memoryview) -> tuple[Bytes, int]:
+        """`data`, copied into this slot: the chunk it is in, and where it starts there."""
+        heap, start = self.place(len(data))
+        heap[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        return heap, start
 
     def reset(self) -> list[Chunk]:
         """Takes the memory off this slot and returns it; the pool's part of a release."""
@@ -156,8 +165,8 @@ class MatrixPool:
         """Slots that belong to a request."""
         return len(self._slots) - len(self._idle)
 
-    def acquire(self) -> Slot:
-        """An empty slot with a new generation."""
+    def acquire(self, expected: int = 0) -> Slot:
+        """A slot with a new generation, with room for `expected` bytes in one chunk. Raises MatrixFull."""
         with self._lock:
             if self._idle:
                 slot = self._idle.pop()
@@ -165,7 +174,13 @@ class MatrixPool:
                 slot = Slot(self, len(self._slots))
                 self._slots.append(slot)
             slot.generation += 1
-            return slot
+        if expected:
+            try:
+                self.lend(slot, expected)
+            except MatrixFull:
+                self.release(slot)
+                raise
+        return slot
 
     def release(self, slot: Slot) -> None:
         """Takes a slot back with all its memory. Views of it must not be used any more."""
@@ -234,9 +249,10 @@ class MatrixPool:
 
 
 class TextColumn:
-    """A string column: `rows` texts as offsets and lengths into a heap of UTF-8 bytes; empty means no value.
+    """A string column: `rows` texts as places in a heap of UTF-8 bytes; an empty text means no value.
 
-    A constant column (an entity with one id, a context feature) has one entry that all rows share.
+    The heap is a whole chunk of the slot, so that the columns of a request usually share one. A constant column
+    (an entity with one id, a context feature) has one entry that all rows share.
     """
 
     __slots__ = ("constant", "heap", "sizes", "starts")
@@ -253,29 +269,35 @@ class TextColumn:
     def of(cls, slot: Slot, texts: Sequence[bytes]) -> TextColumn:
         """A column of these texts, one a row."""
         count = len(texts)
-        sizes = slot.array((count,), np.int32)
-        sizes[:] = np.fromiter(map(len, texts), np.int32, count)
-        starts = slot.array((count,), np.int64)
+        sizes = np.fromiter(map(len, texts), np.int32, count)
+        heap, at = slot.copy(b"".join(texts))
+        starts = np.empty(count, np.int64)
         if count:
-            starts[0] = 0
+            starts[0] = at
             np.cumsum(sizes[:-1], out=starts[1:])
-        return cls(slot.copy(b"".join(texts)), starts, sizes, constant=False)  # type: ignore[arg-type]
+            starts[1:] += at
+        return cls(heap, starts, sizes, constant=False)
 
     @classmethod
     def same(cls, slot: Slot, text: bytes) -> TextColumn:
         """A column with the same text in all rows."""
-        starts = slot.zeros((1,), np.int64)
-        sizes = slot.array((1,), np.int32)
-        sizes[0] = len(text)
-        return cls(slot.copy(text), starts, sizes, constant=True)  # type: ignore[arg-type]
+        heap, at = slot.copy(text)
+        return cls(heap, np.array([at], np.int64), np.array([len(text)], np.int32), constant=True)
 
     def texts(self, rows: Rows) -> list[bytes]:
         """The texts of `rows` (int32 [n])."""
-        heap = self.heap.tobytes()
         if self.constant:
-            return [heap[: int(self.sizes[0])]] * len(rows)
-        starts = self.starts[rows]
-        return [heap[a:b] for a, b in zip(starts.tolist(), (starts + self.sizes[rows]).tolist(), strict=True)]
+            start = int(self.starts[0])
+            return [self.heap[start : start + int(self.sizes[0])].tobytes()] * len(rows)
+        return _cut(self.heap, self.starts[rows], self.sizes[rows])
+
+
+def _cut(heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows) -> list[bytes]:
+    """The pieces of `heap`; b"" for size 0, whatever the start."""
+    view = heap.data
+    return [
+        bytes(view[a : a + n]) if n else b"" for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)
+    ]
 
 
 class TypedColumn:
@@ -300,17 +322,27 @@ class TypedColumn:
 class CellBlock:
     """Fixed-width cells of one component: `cells` [lines, columns, width], `states` [lines, columns], uint8.
 
-    `index` (int32 [rows]) says which line a row shows, -1 for none (then all its cells are ABSENT);
-    None: line = row.
+    `flat` is `cells` in one dimension. `index` (int32 [rows]) says which line a row shows, -1 for none (then all
+    its cells are ABSENT); None: line = row.
     """
 
-    __slots__ = ("cells", "index", "odd", "states")
+    __slots__ = ("cells", "flat", "index", "odd", "states")
 
-    def __init__(self, slot: Slot, lines: int, columns: int, width: int) -> None:
-        self.cells: Bytes = slot.array((lines, columns, width), np.uint8)  # type: ignore[assignment]
-        self.states: Bytes = slot.zeros((lines, columns), np.uint8)  # type: ignore[assignment]
+    def __init__(self, flat: Bytes, states: Bytes, width: int) -> None:
+        """A block over memory of the slot: `flat` [lines × columns × width], `states` [lines, columns]."""
+        self.flat = flat
+        self.cells: Bytes = flat.reshape(*states.shape, width)
+        self.states = states
         self.index: Rows | None = None
         self.odd: dict[tuple[int, int], bytes] = {}  # (line, column) → the value of an ODD cell
+
+    @classmethod
+    def empty(cls, slot: Slot, lines: int, columns: int, width: int) -> CellBlock:
+        """A block in which all cells are ABSENT."""
+        arena = slot.allocate(lines * columns * (width + 1))
+        size = lines * columns * width
+        arena[size:] = ABSENT
+        return cls(arena[:size], arena[size:].reshape(lines, columns), width)
 
     def put(self, line: int, column: int, value: bytes) -> None:
         """Writes one cell from the bytes an upstream answered."""
@@ -347,13 +379,15 @@ class CellBlock:
 class VarBlock:
     """Variable-width cells (strings, vectors) of one component: `starts`, `sizes` [lines, columns] of `heap`.
 
-    `states` and `index` are as in CellBlock. There are no ODD cells: every length fits.
+    `states` and `index` are as in CellBlock; what has no VALUE has size 0. There are no ODD cells: every length
+    fits. The heap is a whole chunk of the slot.
     """
 
     __slots__ = ("heap", "index", "sizes", "starts", "states")
 
     def __init__(self, slot: Slot, lines: int, columns: int) -> None:
-        self.starts: npt.NDArray[np.int64] = slot.array((lines, columns), np.int64)  # type: ignore[assignment]
+        """A block in which all cells are ABSENT."""
+        self.starts: npt.NDArray[np.int64] = slot.zeros((lines, columns), np.int64)  # type: ignore[assignment]
         self.sizes: Rows = slot.zeros((lines, columns), np.int32)  # type: ignore[assignment]
         self.states: Bytes = slot.zeros((lines, columns), np.uint8)  # type: ignore[assignment]
         self.heap: Bytes = np.empty(0, np.uint8)
@@ -361,15 +395,13 @@ class VarBlock:
 
     def fill(self, slot: Slot, cells: Iterable[tuple[int, int, bytes]]) -> None:
         """Writes (line, column, value) cells; to be called once, with all of them."""
-        parts: list[bytes] = []
-        at = 0
-        for line, column, value in cells:
+        kept = list(cells)
+        self.heap, at = slot.copy(b"".join(value for _, _, value in kept))
+        for line, column, value in kept:
             self.starts[line, column] = at
             self.sizes[line, column] = len(value)
             self.states[line, column] = VALUE if value else EMPTY
-            parts.append(value)
             at += len(value)
-        self.heap = slot.copy(b"".join(parts))
 
     def values(self, column: int, rows: Rows) -> list[bytes]:
         """Raw bytes of one column for `rows`: b"" where there is no value."""
@@ -379,12 +411,11 @@ class VarBlock:
         """Raw bytes of one column for block lines (-1: none)."""
         if not len(self.sizes):
             return [b""] * len(lines)
-        starts = self.starts[lines, column]
-        sizes = np.where((lines >= 0) & (self.states[lines, column] == VALUE), self.sizes[lines, column], 0)
-        heap = self.heap.data
-        return [
-            bytes(heap[a : a + n]) if n else b"" for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)
-        ]
+        return _cut(
+            self.heap,
+            self.starts[lines, column],
+            np.where(lines >= 0, self.sizes[lines, column], 0).astype(np.int32),
+        )
 
 
 Block = CellBlock | VarBlock

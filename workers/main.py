@@ -28,6 +28,7 @@ from shared.settings import Settings
 from shared.shm_matrix import MatrixPool
 from workers.doors import Doors
 from workers.plans import SnapshotConfig
+from workers.requests import Reading
 from workers.service import Service
 from workers.upstreams import WorkerUpstreams
 
@@ -48,7 +49,7 @@ class Worker:
             self.executor,
             self.pool,
             max_in_flight=settings.max_in_flight,
-            text_features="text-features" in settings.compat,
+            reading=Reading("text-features" in settings.compat, settings.reference_codecs),
             sampling_tz=settings.sampling_tz,
         )
         run_dir = private_directory(settings.run_dir)
@@ -76,6 +77,7 @@ class Worker:
             numerix_timeout=settings.numerix.deadline_ms / 1000,
             numerix_batch=settings.numerix.batch_size,
             string_scores="string-scores" in settings.compat,
+            reference_codecs=settings.reference_codecs,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

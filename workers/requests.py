@@ -14,17 +14,21 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from components.feature_init import Brought, BroughtSlates, Column
+from components import kernels
+from components.feature_init import Brought, BroughtSlates, Column, Places
 from dag.plan import Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
 
-__all__ = ["ADAPTERS", "Adapter", "BadRequest", "Inquiry", "read"]
+__all__ = ["ADAPTERS", "Adapter", "BadRequest", "Inquiry", "Reading"]
 
 SLATE_INDICES = "slate_target_indices"  # the column of the slates' matrix that the service writes itself
 METADATA_ENTITIES = ((b"user-id", "user_id"), (b"app-version-code", "app_version_code"))
 
 Metadata = Mapping[bytes, bytes]
+POINT_WISE_TARGETS = 0x2A  # tag of field 5, length-delimited
+SLATE_TARGETS = 0x3A  # field 7, in pair and slate requests
+
 TargetRows = list[npt.NDArray[np.int32]]
 M = TypeVar("M", bound=Message)
 
@@ -42,67 +46,72 @@ class Inquiry:
     bring: Callable[[Plan], Brought]  # raises BadRequest
 
 
-Adapter = Callable[[bytes, Metadata, bool], Inquiry]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """How requests are read. `text_features`: feature values are texts whatever their declared type."""
+
+    text_features: bool = False
+    reference_codecs: bool = False
 
 
-def read(adapter: Adapter, body: bytes, metadata: Metadata, *, text_features: bool) -> Inquiry:
-    """A request read by its adapter. `text_features`: feature values are texts whatever their declared type.
-
-    Raises BadRequest for a body that is no such message.
-    """
-    return adapter(body, metadata, text_features)
+Adapter = Callable[[bytes, Metadata, Reading], Inquiry]
+"""Reads a body; raises BadRequest for one that is no such message."""
 
 
-def _point_wise(body: bytes, _: Metadata, text_features: bool) -> Inquiry:
-    request = _parsed(predict_pb2.PointWiseRequest, body)
+def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
+    placed, rest = _targets(body, POINT_WISE_TARGETS, reading)
+    request = _parsed(predict_pb2.PointWiseRequest, rest)
+    targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
-        return Brought(len(request.targets), _predict_columns(plan, request, text_features))
+        return Brought(targets.rows, _predict_columns(plan, request, targets, reading), body=targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
 
 
-def _pair_wise(body: bytes, _: Metadata, text_features: bool) -> Inquiry:
-    request = _parsed(predict_pb2.PairWiseRequest, body)
+def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
+    placed, rest = _targets(body, SLATE_TARGETS, reading)
+    request = _parsed(predict_pb2.PairWiseRequest, rest)
+    targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
-        columns = _predict_columns(plan, request, text_features)
+        columns = _predict_columns(plan, request, targets, reading)
         if not request.pairs:
             raise BadRequest("pairs is empty: at least one pair is needed")
-        targets = len(request.targets)
         rows: TargetRows = []
         for number, pair in enumerate(request.pairs):
             first, second = pair.first_target_index, pair.second_target_index
-            _check_index(f"pairs[{number}].first_target_index", first, targets)
-            _check_index(f"pairs[{number}].second_target_index", second, targets)
+            _check_index(f"pairs[{number}].first_target_index", first, targets.rows)
+            _check_index(f"pairs[{number}].second_target_index", second, targets.rows)
             rows.append(np.array((first, second), np.int32))
-        own = _slate_columns(request, request.pair_input_schema, request.pairs, "pair", text_features)
-        return Brought(targets, columns, BroughtSlates(rows, own))
+        own = _slate_columns(request, request.pair_input_schema, request.pairs, "pair", reading)
+        return Brought(targets.rows, columns, BroughtSlates(rows, own), targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
 
 
-def _slate_wise(body: bytes, _: Metadata, text_features: bool) -> Inquiry:
-    request = _parsed(predict_pb2.SlateWiseRequest, body)
+def _slate_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
+    placed, rest = _targets(body, SLATE_TARGETS, reading)
+    request = _parsed(predict_pb2.SlateWiseRequest, rest)
+    targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
-        columns = _predict_columns(plan, request, text_features)
+        columns = _predict_columns(plan, request, targets, reading)
         if not request.slates:
             raise BadRequest("slates is empty: at least one slate is needed")
-        targets = len(request.targets)
         rows: TargetRows = []
         for number, slate in enumerate(request.slates):
             indices = np.array(slate.target_indices, np.int32)
-            for place in np.flatnonzero((indices < 0) | (indices >= targets)).tolist():
-                _check_index(f"slates[{number}].target_indices[{place}]", int(indices[place]), targets)
+            for place in np.flatnonzero((indices < 0) | (indices >= targets.rows)).tolist():
+                _check_index(f"slates[{number}].target_indices[{place}]", int(indices[place]), targets.rows)
             rows.append(indices)
-        own = _slate_columns(request, request.slate_input_schema, request.slates, "slate", text_features)
-        return Brought(targets, columns, BroughtSlates(rows, own))
+        own = _slate_columns(request, request.slate_input_schema, request.slates, "slate", reading)
+        return Brought(targets.rows, columns, BroughtSlates(rows, own), targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
 
 
-def _retrieve(body: bytes, metadata: Metadata, _: bool) -> Inquiry:
+def _retrieve(body: bytes, metadata: Metadata, _: Reading) -> Inquiry:
     request = _parsed(inferflow_pb2.InferflowRequestProto, body)
 
     def bring(plan: Plan) -> Brought:
@@ -185,32 +194,104 @@ def _encoded(texts: Iterable[str]) -> list[bytes]:
 
 # --- Predict
 
+Schema = Sequence[predict_pb2.FeatureSchema]
 PredictRequest = predict_pb2.PointWiseRequest | predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest
 
 
-def _predict_columns(plan: Plan, request: PredictRequest, text_features: bool) -> list[Column]:
-    if not request.targets:
+class _MessageTargets:
+    """The targets of a request as protobuf messages: the reference of `_PlacedTargets`."""
+
+    body = b""
+
+    def __init__(self, targets: Sequence[predict_pb2.Target]) -> None:
+        self.rows = len(targets)
+        self._targets = targets
+
+    def ids(self) -> list[bytes]:
+        return [target.id.encode() for target in self._targets]
+
+    def features(self, schema: Schema, reading: Reading) -> list[Column]:
+        return _row_columns(schema, self._targets, "target_input_schema", "targets", reading)
+
+
+class _PlacedTargets:
+    """The targets of a request by where their fields stand in its body."""
+
+    def __init__(
+        self, body: bytes, ids: Places, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]
+    ) -> None:
+        """starts, sizes [values, rows]: the feature values, size 0 for none."""
+        self.body = body
+        self.rows = len(ids.starts)
+        self._ids = ids
+        self._starts = starts
+        self._sizes = sizes
+
+    def ids(self) -> Places:
+        return self._ids
+
+    def features(self, schema: Schema, reading: Reading) -> list[Column]:
+        if len(self._starts) > len(schema):
+            number = int(np.flatnonzero(self._sizes[len(schema)])[0]) if self._sizes[len(schema)].any() else 0
+            raise _too_many_values("targets", number, len(self._starts), "target_input_schema", len(schema))
+        columns = []
+        for at, part in enumerate(schema):
+            kind = _data_type(part.data_type, f"target_input_schema[{at}]", reading)
+            if at >= len(self._starts):
+                continue
+            sizes = self._sizes[at]
+            for number in _misfits(sizes, kind, part.vector_dim).tolist():
+                place = f"targets[{number}].feature_values[{at}]"
+                raise _wrong_length(place, part.name, int(sizes[number]), kind, part.vector_dim)
+            columns.append(Column(part.name, kind, Places(self._starts[at], sizes), part.vector_dim))
+        return columns
+
+
+def _targets(body: bytes, tag: int, reading: Reading) -> tuple[_PlacedTargets | None, bytes]:
+    """The targets (messages of field `tag`) and the bytes of all other fields.
+
+    None and the whole body when the reference is to read it: on demand, and whenever the kernels cannot.
+    """
+    if reading.reference_codecs:
+        return None, body
+    data = np.frombuffer(body, np.uint8)
+    counts = np.empty(3, np.int64)
+    if kernels.scan_request(data, tag, counts) < 0:
+        return None, body
+    rows, values, other = counts.tolist()
+    ids = Places(np.empty(rows, np.int64), np.empty(rows, np.int32))
+    starts = np.empty((values, rows), np.int64)
+    sizes = np.empty((values, rows), np.int32)
+    rest = np.empty(other, np.uint8)
+    if kernels.read_targets(data, tag, ids.starts, ids.sizes, starts, sizes, rest) != rows:
+        return None, body
+    return _PlacedTargets(body, ids, starts, sizes), rest.tobytes()
+
+
+def _predict_columns(
+    plan: Plan, request: PredictRequest, targets: _MessageTargets | _PlacedTargets, reading: Reading
+) -> list[Column]:
+    if not targets.rows:
         raise BadRequest("targets is empty: at least one target is needed")
-    context = _context_columns(request.context_features, text_features)
+    context = _context_columns(request.context_features, reading)
     schema = request.target_input_schema
     places = [(plan.id_column, "the id column")]
     places += [(column.name, f"context_features[{at}]") for at, column in enumerate(context)]
     places += [(part.name, f"target_input_schema[{at}]") for at, part in enumerate(schema)]
     _check_names(plan, places)
-    ids = Column(plan.id_column, DataType.STRING, [target.id.encode() for target in request.targets])
     return [
-        ids,
+        Column(plan.id_column, DataType.STRING, targets.ids()),
         *context,
-        *_row_columns(schema, request.targets, "target_input_schema", "targets", text_features),
+        *targets.features(schema, reading),
     ]
 
 
 def _slate_columns(
     request: PredictRequest,
-    schema: Sequence[predict_pb2.FeatureSchema],
+    schema: Schema,
     rows: Sequence[predict_pb2.TargetPair] | Sequence[predict_pb2.TargetSlate],
     unit: str,
-    text_features: bool,
+    reading: Reading,
 ) -> list[Column]:
     """The columns of the slates' matrix: their own features, and the context features."""
     names: set[str] = set()
@@ -222,44 +303,39 @@ def _slate_columns(
             )
         names.add(part.name)
     context = [
-        column
-        for column in _context_columns(request.context_features, text_features)
-        if column.name not in names
+        column for column in _context_columns(request.context_features, reading) if column.name not in names
     ]
-    return [*_row_columns(schema, rows, f"{unit}_input_schema", f"{unit}s", text_features), *context]
+    return [*_row_columns(schema, rows, f"{unit}_input_schema", f"{unit}s", reading), *context]
 
 
-def _context_columns(features: Sequence[predict_pb2.ContextFeature], text_features: bool) -> list[Column]:
+def _context_columns(features: Sequence[predict_pb2.ContextFeature], reading: Reading) -> list[Column]:
     columns = []
     for at, feature in enumerate(features):
         place = f"context_features[{at}]"
-        kind = _data_type(feature.data_type, place, text_features)
+        kind = _data_type(feature.data_type, place, reading)
         _check_value(feature.value, kind, feature.vector_dim, f"{place}.value", feature.name)
         columns.append(Column(feature.name, kind, [feature.value], feature.vector_dim))
     return columns
 
 
 def _row_columns(
-    schema: Sequence[predict_pb2.FeatureSchema],
+    schema: Schema,
     rows: Sequence[predict_pb2.Target] | Sequence[predict_pb2.TargetPair] | Sequence[predict_pb2.TargetSlate],
     schema_field: str,
     rows_field: str,
-    text_features: bool,
+    reading: Reading,
 ) -> list[Column]:
     """The features of targets, pairs or slates, as columns."""
     values = [row.feature_values for row in rows]
     longest = max(map(len, values))
     if longest > len(schema):
         number = next(at for at, row in enumerate(values) if len(row) > len(schema))
-        raise BadRequest(
-            f"{rows_field}[{number}].feature_values has {len(values[number])} values, "
-            f"{schema_field} names {len(schema)}"
-        )
+        raise _too_many_values(rows_field, number, len(values[number]), schema_field, len(schema))
     columns = []
     by_column = itertools.islice(itertools.zip_longest(*values, fillvalue=b""), len(schema))
     filled = itertools.chain(by_column, itertools.repeat(()))
     for at, (part, column) in enumerate(zip(schema, filled, strict=False)):
-        kind = _data_type(part.data_type, f"{schema_field}[{at}]", text_features)
+        kind = _data_type(part.data_type, f"{schema_field}[{at}]", reading)
         if not column:
             continue
         if kind.element is not DataType.STRING:
@@ -271,8 +347,8 @@ def _row_columns(
     return columns
 
 
-def _data_type(number: int, place: str, text_features: bool) -> DataType:
-    if text_features:
+def _data_type(number: int, place: str, reading: Reading) -> DataType:
+    if reading.text_features:
         return DataType.STRING
     if not 1 <= number <= DataType.BOOL_VECTOR:
         raise BadRequest(
@@ -284,12 +360,28 @@ def _data_type(number: int, place: str, text_features: bool) -> DataType:
 
 def _check_value(value: bytes, kind: DataType, dim: int, place: str, name: str) -> None:
     """Refuses a value whose length does not fit its type; an empty one is no value."""
+    if len(_misfits(np.array([len(value)], np.int32), kind, dim)):
+        raise _wrong_length(place, name, len(value), kind, dim)
+
+
+def _misfits(sizes: npt.NDArray[np.int32], kind: DataType, dim: int) -> npt.NDArray[np.intp]:
+    """Which of these lengths do not fit the type; 0 is no value and fits."""
     size = kind.size
-    if not value or not size:
-        return
+    if not size:
+        return np.empty(0, np.intp)
     if not kind.is_vector:
-        if len(value) != size:
-            raise BadRequest(f"{place} ({name!r}) has {len(value)} bytes, a {kind.label} has {size}")
-    elif len(value) % size or (dim > 0 and len(value) != dim * size):
-        wanted = f"{dim} × {size}" if dim > 0 else f"a multiple of {size}"
-        raise BadRequest(f"{place} ({name!r}) has {len(value)} bytes, a {kind.label} has {wanted}")
+        return np.flatnonzero((sizes != size) & (sizes != 0))
+    if dim > 0:
+        return np.flatnonzero((sizes != size * dim) & (sizes != 0))
+    return np.flatnonzero(sizes % size)
+
+
+def _wrong_length(place: str, name: str, length: int, kind: DataType, dim: int) -> BadRequest:
+    wanted = str(kind.size)
+    if kind.is_vector:
+        wanted = f"{dim} × {kind.size}" if dim > 0 else f"a multiple of {kind.size}"
+    return BadRequest(f"{place} ({name!r}) has {length} bytes, a {kind.label} has {wanted}")
+
+
+def _too_many_values(rows_field: str, row: int, values: int, schema_field: str, named: int) -> BadRequest:
+    return BadRequest(f"{rows_field}[{row}].feature_values has {values} values, {schema_field} names {named}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import enum
 from collections.abc import Sequence
-from typing import TypeVar
 
 import mmh3
+import numpy as np
+import numpy.typing as npt
 
+from components import kernels
 from components.columns import byte_values, fallback, texts
-from dag.component import Failure, Scoring, Slates
+from components.wire import field_head
+from dag.component import Failure, Scoring
 from dag.plan import OutputColumn, Plan
 from proto import inferflow_pb2, predict_pb2
-from shared.shm_matrix import ShmMatrix
+from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
 
 __all__ = ["pair_wise", "point_wise", "retrieve", "sampled", "slate_wise"]
 
@@ -35,48 +39,38 @@ def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
     return body
 
 
-def point_wise(plan: Plan, scoring: Scoring) -> bytes:
+def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     """PointWiseResponse."""
     columns = plan.answer.features
-    response = predict_pb2.PointWiseResponse(
-        target_output_schema=_schema(columns, scoring.matrix),
-        target_scores=_scores(predict_pb2.TargetScore, columns, scoring.matrix, scoring.failures),
-        request_error=_request_error(scoring),
+    head = predict_pb2.PointWiseResponse(
+        target_output_schema=_schema(columns, scoring.matrix), request_error=_request_error(scoring)
     )
-    body: bytes = response.SerializeToString()
-    return body
+    targets = _scores(PointWiseField.TARGETS, columns, scoring.matrix, scoring.failures, reference)
+    return b"".join((head.SerializeToString(), targets))
 
 
-def pair_wise(plan: Plan, scoring: Scoring) -> bytes:
+def pair_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     """PairWiseResponse."""
     slates = scoring.slates
     assert slates is not None
-    targets, pairs = plan.answer.targets, plan.answer.slates
-    response = predict_pb2.PairWiseResponse(
-        pair_scores=_slate_scores(predict_pb2.PairScore, pairs, slates),
-        target_scores=_scores(predict_pb2.TargetScore, targets, scoring.matrix, scoring.failures),
-        target_output_schema=_schema(targets, scoring.matrix),
-        pair_output_schema=_schema(pairs, slates.matrix),
+    head = predict_pb2.PairWiseResponse(
+        target_output_schema=_schema(plan.answer.targets, scoring.matrix),
+        pair_output_schema=_schema(plan.answer.slates, slates.matrix),
         request_error=_request_error(scoring),
     )
-    body: bytes = response.SerializeToString()
-    return body
+    return b"".join((head.SerializeToString(), *_slate_scores(plan, scoring, reference)))
 
 
-def slate_wise(plan: Plan, scoring: Scoring) -> bytes:
+def slate_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     """SlateWiseResponse."""
     slates = scoring.slates
     assert slates is not None
-    targets, own = plan.answer.targets, plan.answer.slates
-    response = predict_pb2.SlateWiseResponse(
-        slate_scores=_slate_scores(predict_pb2.SlateScore, own, slates),
-        target_scores=_scores(predict_pb2.TargetScore, targets, scoring.matrix, scoring.failures),
-        target_output_schema=_schema(targets, scoring.matrix),
-        slate_output_schema=_schema(own, slates.matrix),
+    head = predict_pb2.SlateWiseResponse(
+        target_output_schema=_schema(plan.answer.targets, scoring.matrix),
+        slate_output_schema=_schema(plan.answer.slates, slates.matrix),
         request_error=_request_error(scoring),
     )
-    body: bytes = response.SerializeToString()
-    return body
+    return b"".join((head.SerializeToString(), *_slate_scores(plan, scoring, reference)))
 
 
 def sampled(user_id: bytes, percentage: int, now: datetime.datetime) -> bool:
@@ -96,23 +90,147 @@ def _schema(columns: Sequence[OutputColumn], matrix: ShmMatrix) -> list[predict_
     return out
 
 
-Score = TypeVar("Score", predict_pb2.TargetScore, predict_pb2.PairScore, predict_pb2.SlateScore)
+class PointWiseField(enum.IntEnum):
+    """Tags of the score lists in a PointWiseResponse."""
+
+    TARGETS = 0x12
+
+
+class SlateField(enum.IntEnum):
+    """Tags of the score lists in PairWiseResponse and SlateWiseResponse."""
+
+    SLATES = 0x0A
+    TARGETS = 0x12
+
+
+def _slate_scores(plan: Plan, scoring: Scoring, reference: bool) -> tuple[bytes, bytes]:
+    """The scores of the targets, and of the pairs or slates: none when the config answers no slate score."""
+    slates = scoring.slates
+    assert slates is not None
+    own = plan.answer.slates
+    return (
+        _scores(SlateField.TARGETS, plan.answer.targets, scoring.matrix, scoring.failures, reference),
+        _scores(SlateField.SLATES, own, slates.matrix, _inherited(scoring), reference) if own else b"",
+    )
 
 
 def _scores(
-    kind: type[Score], columns: Sequence[OutputColumn], matrix: ShmMatrix, failures: Sequence[Failure]
-) -> list[Score]:
+    tag: int,
+    columns: Sequence[OutputColumn],
+    matrix: ShmMatrix,
+    failures: Sequence[Failure],
+    reference: bool,
+) -> bytes:
+    """The scores of all rows as field `tag` of a response.
+
+    TargetScore, PairScore and SlateScore have the same fields: 1 error, 2 output_values.
+    """
+    if not (reference or failures):
+        packed = _packed_scores(tag, columns, matrix)
+        if packed is not None:
+            return packed
     values = [_values(matrix, column) for column in columns]
-    rows = zip(*values, strict=True) if values else [()] * matrix.rows
-    scores = [kind(output_values=row) for row in rows]
-    for score, error in zip(scores, _row_errors(failures, matrix.rows), strict=True) if failures else ():
-        score.error = error
-    return scores
+    errors = _row_errors(failures, matrix.rows)
+    out = bytearray()
+    for row in range(matrix.rows):
+        score = predict_pb2.TargetScore(error=errors[row], output_values=[column[row] for column in values])
+        message = score.SerializeToString()
+        out += field_head(tag, len(message))
+        out += message
+    return bytes(out)
 
 
-def _slate_scores(kind: type[Score], columns: Sequence[OutputColumn], slates: Slates) -> list[Score]:
-    """The scores of pairs or slates; none when the config answers no slate score."""
-    return _scores(kind, columns, slates.matrix, slates.failures) if columns else []
+def _packed_scores(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes | None:
+    """The same by kernels; None when a cell needs a closer look."""
+    rows = matrix.rows
+    starts = np.zeros((len(columns), rows), np.int64)
+    sizes = np.zeros((len(columns), rows), np.int32)
+    sources = [_column_room(matrix, column) for column in columns]
+    heap = np.empty(sum(sources), np.uint8)
+    at = 0
+    for number, column in enumerate(columns):
+        at = _collect(matrix, column, heap, at, starts[number], sizes[number])
+        if at < 0:
+            return None
+    out = np.empty(at + rows * (6 + 6 * len(columns)), np.uint8)
+    size = kernels.write_scores(tag, heap, starts, sizes, out)
+    assert size >= 0, size
+    return out[:size].tobytes()
+
+
+def _text_source(matrix: ShmMatrix, column: OutputColumn) -> TextColumn | None:
+    """The texts or raw values that the request brought under this name."""
+    typed = matrix.typed[column.source.external]
+    return matrix.texts[column.source.external] if typed is None else typed.text
+
+
+def _column_room(matrix: ShmMatrix, column: OutputColumn) -> int:
+    """Bytes that the values of a column take, at most."""
+    byte = column.source.byte
+    if byte is not None:
+        block = matrix.blocks[byte.block]
+        if isinstance(block, CellBlock):
+            return byte.width * matrix.rows
+        return 0 if block is None else int(_row_sizes(block, byte.column, matrix.all_rows).sum())
+    text = _text_source(matrix, column)
+    if text is None:
+        return 0
+    return int(text.sizes[0]) * matrix.rows if text.constant else int(text.sizes.sum())
+
+
+def _row_sizes(block: VarBlock, column: int, rows: Rows) -> Rows:
+    if not len(block.sizes):
+        return np.zeros(len(rows), np.int32)
+    if block.index is None:
+        return block.sizes[:, column]
+    return np.where(block.index >= 0, block.sizes[block.index, column], 0).astype(np.int32)
+
+
+def _collect(
+    matrix: ShmMatrix,
+    column: OutputColumn,
+    heap: Bytes,
+    at: int,
+    starts: npt.NDArray[np.int64],
+    sizes: Rows,
+) -> int:
+    """Copies the values of a column into `heap`; the new end, or a negative kernel code."""
+    byte = column.source.byte
+    if byte is None:
+        text = _text_source(matrix, column)
+        if text is None:
+            return at
+        step = 0 if text.constant else 1
+        return kernels.collect_texts(text.heap, text.starts, text.sizes, step, heap, at, starts, sizes)
+    block = matrix.blocks[byte.block]
+    if block is None or not len(block.states):
+        return at
+    if isinstance(block, CellBlock):
+        index = IDENTITY if block.index is None else block.index
+        return kernels.collect_cells(
+            block.flat, block.states, index, byte.column, byte.width, heap, at, starts, sizes
+        )
+    places = block.starts[:, byte.column] if block.index is None else block.starts[block.index, byte.column]
+    lengths = np.ascontiguousarray(_row_sizes(block, byte.column, matrix.all_rows))
+    return kernels.collect_texts(
+        block.heap, np.ascontiguousarray(places), lengths, 1, heap, at, starts, sizes
+    )
+
+
+def _inherited(scoring: Scoring) -> list[Failure]:
+    """The failures of the slates: their own, and those of the targets they name, which were scored as zeros."""
+    slates = scoring.slates
+    assert slates is not None
+    if not scoring.failures:
+        return slates.failures
+    out = []
+    for failure in scoring.failures:
+        if failure.rows is None:
+            rows = [number for number, targets in enumerate(slates.targets) if len(targets)]
+        else:
+            rows = [n for n, targets in enumerate(slates.targets) if np.isin(targets, failure.rows).any()]
+        out.append(Failure(failure.component, failure.cause, np.array(rows, np.int32)))
+    return out + slates.failures
 
 
 def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:

@@ -19,7 +19,7 @@ from rpc.status import Status
 from shared.shm_matrix import MatrixFull, MatrixPool, Slot
 from workers import responses
 from workers.plans import PlanSet
-from workers.requests import ADAPTERS, BadRequest, read
+from workers.requests import ADAPTERS, BadRequest, Reading
 
 __all__ = ["Answered", "Service", "Ticket"]
 
@@ -59,7 +59,7 @@ class Service:
         pool: MatrixPool,
         *,
         max_in_flight: int,
-        text_features: bool,
+        reading: Reading,
         sampling_tz: datetime.tzinfo,
     ) -> None:
         self.plans = PlanSet()
@@ -68,7 +68,7 @@ class Service:
         self.answered: dict[Status, int] = {}
         self._executor = executor
         self._pool = pool
-        self._text_features = text_features
+        self._reading = reading
         self._sampling_tz = sampling_tz
 
     def handle(
@@ -98,7 +98,7 @@ class Service:
         try:
             if method >= len(ADAPTERS):
                 raise BadRequest(f"method {method} is none of {len(ADAPTERS)}")
-            inquiry = read(ADAPTERS[method], body, metadata, text_features=self._text_features)
+            inquiry = ADAPTERS[method](body, metadata, self._reading)
             plan = self.plans.find(inquiry.model_config_id)
             brought = inquiry.bring(plan)
         except BadRequest as error:
@@ -140,12 +140,13 @@ class Service:
         self._pool.release(slot)
 
     def _respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+        reference = self._reading.reference_codecs
         if method == POINT_WISE:
-            return responses.point_wise(plan, scoring)
+            return responses.point_wise(plan, scoring, reference=reference)
         if method == PAIR_WISE:
-            return responses.pair_wise(plan, scoring)
+            return responses.pair_wise(plan, scoring, reference=reference)
         if method == SLATE_WISE:
-            return responses.slate_wise(plan, scoring)
+            return responses.slate_wise(plan, scoring, reference=reference)
         percentage = plan.config.response_config.model_schema_features_perc
         shown = percentage > 0 and responses.sampled(
             _user_id(plan, scoring, metadata), percentage, datetime.datetime.now(self._sampling_tz)

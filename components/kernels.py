@@ -1,0 +1,642 @@
+"""The hot loops of a request, compiled: wire bytes ↔ the arrays of a matrix.
+
+Every kernel stands beside a reference written with protobuf objects (`onfs_wire`, `numerix_wire`,
+`workers.requests`, `workers.responses`) and does the same for every input, or says that it cannot: it returns
+a negative code, and the caller takes the reference's way or its error.
+
+Rules: kernels release the GIL and make no Python objects; lengths are checked against the end of their bytes
+before anything is read, and against the room of the output before anything is written; an output that was begun
+before a negative code is garbage and is written again by whoever goes on. They are compiled, for fixed
+signatures, when this module is first imported after an installation, and loaded from the cache after that.
+
+Wire facts: https://protobuf.dev/programming-guides/encoding/. Fields may come in any order, unknown ones are
+skipped, and the last one of a scalar field counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numba import types
+
+__all__ = [
+    "MALFORMED",
+    "NO_ROOM",
+    "UNUSUAL",
+    "collect_cells",
+    "collect_texts",
+    "distinct_keys",
+    "encode_compute_rows",
+    "encode_keys",
+    "gather",
+    "read_result",
+    "read_scores",
+    "read_targets",
+    "scan_request",
+    "write_scores",
+]
+
+MALFORMED = -1  # no such message: truncated, a bad tag, a wire type that does not fit
+UNUSUAL = -2  # a message that is well formed, but not what this kernel is for: ask the reference
+NO_ROOM = -3  # the output is too small: the caller's mistake
+
+U8 = types.Array(types.uint8, 1, "C", readonly=True)
+U8_OUT = types.uint8[::1]
+I32 = types.Array(types.int32, 1, "C", readonly=True)
+I32_OUT = types.int32[::1]
+I64 = types.Array(types.int64, 1, "C", readonly=True)
+I32_2 = types.Array(types.int32, 2, "C", readonly=True)
+I64_2 = types.Array(types.int64, 2, "C", readonly=True)
+U8_2 = types.Array(types.uint8, 2, "C", readonly=True)
+F32_2 = types.Array(types.float32, 2, "C", readonly=True)
+INT = types.int64
+
+ABSENT, VALUE, EMPTY = 0, 1, 2  # states of a cell, shared.shm_matrix
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _inline(function: Function) -> Function:
+    """Compiled into the kernels that call it."""
+    return cast(Function, numba.njit(inline="always", nogil=True)(function))
+
+
+def _kernel(signature: Any) -> Callable[[Function], Function]:
+    """Compiled for this signature when the module is imported, or taken from the cache."""
+    return cast(
+        Callable[[Function], Function], numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+    )
+
+
+@_inline
+def _varint(data, at, end):
+    """(value, next); next is −1 when it runs over the end or over 64 bits."""
+    value = np.uint64(0)
+    shift = np.uint64(0)
+    while at < end and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= np.uint64(byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += np.uint64(7)
+    return np.uint64(0), -1
+
+
+@_inline
+def _length(data, at, end):
+    """(start, stop) of a length-delimited field whose length stands at `at`; start is −1 when it runs over."""
+    size, start = _varint(data, at, end)
+    if start < 0 or size > np.uint64(end - start):
+        return -1, -1
+    return start, start + np.int64(size)
+
+
+@_inline
+def _skip(data, at, end, wire):
+    """The place after a field of this wire type; −1 when it runs over or cannot be skipped."""
+    if wire == 0:
+        _, at = _varint(data, at, end)
+    elif wire == 1:
+        at += 8
+    elif wire == 2:
+        _, at = _length(data, at, end)
+    elif wire == 5:
+        at += 4
+    else:
+        return -1
+    return at if at <= end else -1
+
+
+@_inline
+def _put_varint(out, at, value):
+    while value >= 0x80:
+        out[at] = (value & 0x7F) | 0x80
+        at += 1
+        value >>= 7
+    out[at] = value
+    return at + 1
+
+
+@_inline
+def _varint_bytes(value):
+    """Bytes of a varint."""
+    size = 1
+    while value >= 0x80:
+        size += 1
+        value >>= 7
+    return size
+
+
+@_inline
+def _copy(source, start, size, out, at):
+    for i in range(size):
+        out[at + i] = source[start + i]
+    return at + size
+
+
+# --- keys
+
+
+@_kernel(INT(U8, I64_2, I32_2, I32_OUT, I32_OUT, I32_OUT))
+def distinct_keys(heap: Any, starts: Any, sizes: Any, table: Any, index: Any, firsts: Any) -> int:
+    """Finds the distinct keys of the rows, in order of their first row; returns how many there are.
+
+    starts, sizes [parts, rows]: the parts of each row's key in `heap`. `table` is scratch, a power of two of at
+    least 2 × rows. index [rows]: the number of the row's key, −1 when a part is empty. firsts [rows]: by key,
+    its first row.
+    """
+    parts, rows = starts.shape
+    if index.shape[0] < rows or firsts.shape[0] < rows or table.shape[0] < 2 * rows:
+        return NO_ROOM
+    mask = table.shape[0] - 1
+    table[:] = -1
+    count = 0
+    for row in range(rows):
+        hashed = np.uint64(0xCBF29CE484222325)  # FNV-1a
+        whole = True
+        for part in range(parts):
+            start = starts[part, row]
+            size = sizes[part, row]
+            if start < 0 or size < 0 or start + size > heap.shape[0]:
+                return MALFORMED
+            if size == 0:
+                whole = False
+            for i in range(start, start + size):
+                hashed = (hashed ^ np.uint64(heap[i])) * np.uint64(0x100000001B3)
+            hashed = (hashed ^ np.uint64(0x1FF)) * np.uint64(0x100000001B3)
+        if not whole:
+            index[row] = -1
+            continue
+        place = np.int64((hashed ^ (hashed >> np.uint64(32))) & np.uint64(mask))
+        while True:
+            key = table[place]
+            if key < 0:
+                table[place] = count
+                firsts[count] = row
+                index[row] = count
+                count += 1
+                break
+            other = firsts[key]
+            same = True
+            for part in range(parts):
+                size = sizes[part, row]
+                if sizes[part, other] != size:
+                    same = False
+                    break
+                a = starts[part, row]
+                b = starts[part, other]
+                for i in range(size):
+                    if heap[a + i] != heap[b + i]:
+                        same = False
+                        break
+                if not same:
+                    break
+            if same:
+                index[row] = key
+                break
+            place = (place + 1) & mask
+    return count
+
+
+@_kernel(INT(U8, I64_2, I32_2, I32, INT, INT, U8_OUT))
+def encode_keys(heap: Any, starts: Any, sizes: Any, firsts: Any, begin: Any, end: Any, out: Any) -> int:
+    """Writes Query.keys (field 4, Keys{1 cols}) of keys begin … end − 1; returns the bytes written.
+
+    Arguments as in `distinct_keys`. Reference: onfs_wire.encode_keys. UNUSUAL: a part that is not ASCII.
+    """
+    parts = starts.shape[0]
+    at = 0
+    for key in range(begin, end):
+        row = firsts[key]
+        size = 0
+        for part in range(parts):
+            size += 1 + _varint_bytes(sizes[part, row]) + sizes[part, row]
+        if at + 11 + size > out.shape[0]:
+            return NO_ROOM
+        out[at] = 0x22
+        at = _put_varint(out, at + 1, size)
+        for part in range(parts):
+            length = sizes[part, row]
+            start = starts[part, row]
+            out[at] = 0x0A
+            at = _put_varint(out, at + 1, length)
+            for i in range(length):
+                byte = heap[start + i]
+                if byte >= 0x80:
+                    return UNUSUAL
+                out[at + i] = byte
+            at += length
+    return at
+
+
+# --- feature rows
+
+WIDTH, CELLS, STRIDE, STATES, STATE_STRIDE = range(5)  # columns of the table of read_result
+
+
+@_kernel(INT(U8, I32, I64_2, U8_OUT, types.int64[:, ::1], types.int32[:, ::1], U8_OUT, INT))
+def read_result(
+    body: Any, lines: Any, table: Any, arena: Any, starts: Any, sizes: Any, heap: Any, heap_at: Any
+) -> int:
+    """Reads a Result (field 4 rows{2 columns}) of as many rows as `lines` has, row i into line lines[i].
+
+    table [columns, 5] says where the values of each asked feature go, by WIDTH: a fixed-width one into `arena`,
+    line l at CELLS + l × STRIDE, its state at STATES + l × STATE_STRIDE. WIDTH 0 is a variable one: into `heap`
+    from `heap_at` on, its place at starts/sizes[l, CELLS], its state in `arena` as well. The caller vouches that
+    lines and table stay inside arena, starts and sizes.
+    Returns the new heap_at. UNUSUAL: other numbers of rows or values than asked for, or a value whose length
+    does not fit. Reference: onfs_wire.decode_rows and feature._write_cells, feature._write_var.
+    """
+    at = 0
+    end = body.shape[0]
+    columns = table.shape[0]
+    count = lines.shape[0]
+    row = 0
+    while at < end:
+        tag, at = _varint(body, at, end)
+        if at < 0:
+            return MALFORMED
+        if tag != 0x22:
+            if tag >> np.uint64(3) == 0 or tag == 0x20 or tag == 0x21 or tag == 0x25:
+                return MALFORMED
+            at = _skip(body, at, end, np.int64(tag & np.uint64(7)))
+            if at < 0:
+                return MALFORMED
+            continue
+        inner, stop = _length(body, at, end)
+        if inner < 0:
+            return MALFORMED
+        at = stop
+        if row >= count:
+            return UNUSUAL
+        line = np.int64(lines[row])
+        column = 0
+        while inner < stop:
+            tag, inner = _varint(body, inner, stop)
+            if inner < 0:
+                return MALFORMED
+            if tag != 0x12:
+                if tag >> np.uint64(3) == 0 or tag == 0x10 or tag == 0x11 or tag == 0x15:
+                    return MALFORMED
+                inner = _skip(body, inner, stop, np.int64(tag & np.uint64(7)))
+                if inner < 0:
+                    return MALFORMED
+                continue
+            start, inner = _length(body, inner, stop)
+            if start < 0:
+                return MALFORMED
+            if column >= columns:
+                return UNUSUAL
+            size = inner - start
+            width = table[column, WIDTH]
+            state = table[column, STATES] + line * table[column, STATE_STRIDE]
+            if width == 0:
+                if heap_at + size > heap.shape[0]:
+                    return NO_ROOM
+                place = table[column, CELLS]
+                starts[line, place] = heap_at
+                sizes[line, place] = size
+                heap_at = _copy(body, start, size, heap, heap_at)
+            elif size == width:
+                place = table[column, CELLS] + line * table[column, STRIDE]
+                if width == 4:
+                    arena[place] = body[start]
+                    arena[place + 1] = body[start + 1]
+                    arena[place + 2] = body[start + 2]
+                    arena[place + 3] = body[start + 3]
+                else:
+                    _copy(body, start, size, arena, place)
+            elif size != 0:
+                return UNUSUAL
+            arena[state] = VALUE if size != 0 else EMPTY
+            column += 1
+        if column != columns:
+            return UNUSUAL
+        row += 1
+    return heap_at if row == count else UNUSUAL
+
+
+# --- gathering
+
+
+@_kernel(INT(U8, U8_2, I32, I32, I32, INT, types.uint8[:, ::1], INT))
+def gather(
+    cells: Any, states: Any, index: Any, rows: Any, columns: Any, width: Any, out: Any, at: Any
+) -> int:
+    """Copies cells of a block side by side: out[i, at …] = the cells of `columns` in row rows[i].
+
+    cells is the block flat, [lines × all columns × width]; index [matrix rows] as in CellBlock (empty: line =
+    row). What has no value becomes zero bytes. Returns how many cells were ABSENT.
+    """
+    absent = 0
+    everything = states.shape[1]
+    for i in range(rows.shape[0]):
+        line = index[rows[i]] if index.shape[0] else rows[i]
+        place = at
+        for j in range(columns.shape[0]):
+            state = states[line, columns[j]] if line >= 0 else ABSENT
+            if state == VALUE:
+                start = (line * everything + columns[j]) * width
+                if width == 4:
+                    out[i, place] = cells[start]
+                    out[i, place + 1] = cells[start + 1]
+                    out[i, place + 2] = cells[start + 2]
+                    out[i, place + 3] = cells[start + 3]
+                else:
+                    for b in range(width):
+                        out[i, place + b] = cells[start + b]
+            else:
+                for b in range(width):
+                    out[i, place + b] = 0
+                if state == ABSENT:
+                    absent += 1
+            place += width
+    return absent
+
+
+# --- numerix
+
+
+@_kernel(INT(U8, I64, I32, INT, F32_2, INT, INT, U8_OUT))
+def encode_compute_rows(
+    heap: Any, starts: Any, sizes: Any, step: Any, values: Any, begin: Any, end: Any, out: Any
+) -> int:
+    """Writes EntityScoreData.entity_scores (field 2) of rows begin … end − 1; returns the bytes written.
+
+    The id text of row r is heap[starts[r × step] …]; step 0: all rows have one. values [rows, variables].
+    Reference: numerix_wire.encode_compute.
+    """
+    variables = values.shape[1]
+    bits = values.view(np.uint32)
+    at = 0
+    for row in range(begin, end):
+        start = starts[row * step]
+        length = np.int64(sizes[row * step])
+        inner = 1 + _varint_bytes(length) + length + 6 * variables
+        outer = 1 + _varint_bytes(inner) + inner
+        if at + 12 + outer > out.shape[0]:
+            return NO_ROOM
+        out[at] = 0x12
+        at = _put_varint(out, at + 1, outer)
+        out[at] = 0x12
+        at = _put_varint(out, at + 1, inner)
+        out[at] = 0x0A
+        at = _put_varint(out, at + 1, length)
+        at = _copy(heap, start, length, out, at)
+        for variable in range(variables):
+            value = bits[row, variable]
+            out[at] = 0x0A
+            out[at + 1] = 4
+            out[at + 2] = value & 0xFF
+            out[at + 3] = (value >> 8) & 0xFF
+            out[at + 4] = (value >> 16) & 0xFF
+            out[at + 5] = (value >> 24) & 0xFF
+            at += 6
+    return at
+
+
+@_kernel(INT(U8, INT, types.float32[::1]))
+def read_scores(body: Any, first: Any, scores: Any) -> int:
+    """Reads the FP32 scores of a NumerixResponseProto into scores[first …]; returns how many rows there were.
+
+    Reference: numerix_wire.decode_scores. UNUSUAL: anything but one computation_score_data with byte rows of an
+    id and a 4-byte value.
+    """
+    end = body.shape[0]
+    out = scores.view(np.uint32)
+    if end == 0 or body[0] != 0x0A:
+        return UNUSUAL
+    at, stop = _length(body, 1, end)
+    if at < 0:
+        return MALFORMED
+    if stop != end:
+        return UNUSUAL
+    row = 0
+    while at < stop:
+        tag, at = _varint(body, at, stop)
+        if at < 0:
+            return MALFORMED
+        if tag != 0x12:
+            if tag != 0x0A:
+                return UNUSUAL
+            at = _skip(body, at, stop, 2)
+            if at < 0:
+                return MALFORMED
+            continue
+        inner, after = _length(body, at, stop)
+        if inner < 0:
+            return MALFORMED
+        at = after
+        if inner >= after or body[inner] != 0x12:
+            return UNUSUAL
+        inner, last = _length(body, inner + 1, after)
+        if inner < 0:
+            return MALFORMED
+        if last != after:
+            return UNUSUAL
+        number = 0
+        while inner < last:
+            if body[inner] != 0x0A:
+                return UNUSUAL
+            start, inner = _length(body, inner + 1, last)
+            if start < 0:
+                return MALFORMED
+            if number == 1:
+                if inner - start != 4:
+                    return UNUSUAL
+                if first + row >= scores.shape[0]:
+                    return UNUSUAL
+                out[first + row] = (
+                    np.uint32(body[start])
+                    | (np.uint32(body[start + 1]) << np.uint32(8))
+                    | (np.uint32(body[start + 2]) << np.uint32(16))
+                    | (np.uint32(body[start + 3]) << np.uint32(24))
+                )
+            number += 1
+        if number < 2:
+            return UNUSUAL
+        row += 1
+    return row
+
+
+# --- requests
+
+
+@_kernel(INT(U8, INT, types.int64[::1]))
+def scan_request(body: Any, tag: Any, counts: Any) -> int:
+    """Counts the targets of a Predict request: the messages of field `tag` (its one-byte tag).
+
+    counts[0]: targets, counts[1]: the most feature values of one, counts[2]: bytes of all other fields.
+    """
+    at = 0
+    end = body.shape[0]
+    counts[:] = 0
+    while at < end:
+        begin = at
+        found, at = _varint(body, at, end)
+        if at < 0 or found >> np.uint64(3) == 0:
+            return MALFORMED
+        if found != np.uint64(tag):
+            if found >> np.uint64(3) == np.uint64(tag >> 3):
+                return MALFORMED
+            at = _skip(body, at, end, np.int64(found & np.uint64(7)))
+            if at < 0:
+                return MALFORMED
+            counts[2] += at - begin
+            continue
+        inner, at = _length(body, at, end)
+        if inner < 0:
+            return MALFORMED
+        values = 0
+        while inner < at:
+            found, inner = _varint(body, inner, at)
+            if inner < 0 or found >> np.uint64(3) == 0:
+                return MALFORMED
+            if found == 0x12:
+                values += 1
+            inner = _skip(body, inner, at, np.int64(found & np.uint64(7)))
+            if inner < 0:
+                return MALFORMED
+        counts[0] += 1
+        counts[1] = max(counts[1], values)
+    return 0
+
+
+@_kernel(INT(U8, INT, types.int64[::1], I32_OUT, types.int64[:, ::1], types.int32[:, ::1], U8_OUT))
+def read_targets(
+    body: Any, tag: Any, id_starts: Any, id_sizes: Any, value_starts: Any, value_sizes: Any, rest: Any
+) -> int:
+    """Finds the ids (field 1) and feature values (field 2) of the targets that `scan_request` counted.
+
+    Places in `body`: ids [rows], values [values, rows], size 0 where a target has fewer. `rest`: the other
+    fields' bytes. UNUSUAL: an id that is not ASCII. Reference: workers.requests with protobuf messages.
+    """
+    at = 0
+    end = body.shape[0]
+    row = 0
+    kept = 0
+    value_sizes[:, :] = 0
+    value_starts[:, :] = 0
+    while at < end:
+        begin = at
+        found, at = _varint(body, at, end)
+        if at < 0:
+            return MALFORMED
+        if found != np.uint64(tag):
+            at = _skip(body, at, end, np.int64(found & np.uint64(7)))
+            if at < 0:
+                return MALFORMED
+            if kept + at - begin > rest.shape[0]:
+                return NO_ROOM
+            kept = _copy(body, begin, at - begin, rest, kept)
+            continue
+        inner, at = _length(body, at, end)
+        if inner < 0:
+            return MALFORMED
+        if row >= id_starts.shape[0]:
+            return NO_ROOM
+        id_starts[row] = 0
+        id_sizes[row] = 0
+        values = 0
+        while inner < at:
+            found, inner = _varint(body, inner, at)
+            if inner < 0:
+                return MALFORMED
+            if found == 0x0A or found == 0x12:
+                start, inner = _length(body, inner, at)
+                if start < 0:
+                    return MALFORMED
+                if found == 0x0A:
+                    id_starts[row] = start
+                    id_sizes[row] = inner - start
+                    for i in range(start, inner):
+                        if body[i] >= 0x80:
+                            return UNUSUAL
+                else:
+                    if values >= value_starts.shape[0]:
+                        return NO_ROOM
+                    value_starts[values, row] = start
+                    value_sizes[values, row] = inner - start
+                    values += 1
+            else:
+                if found >> np.uint64(3) <= 2:
+                    return MALFORMED
+                inner = _skip(body, inner, at, np.int64(found & np.uint64(7)))
+                if inner < 0:
+                    return MALFORMED
+        row += 1
+    return row
+
+
+# --- responses
+
+
+@_kernel(INT(U8, U8_2, I32, INT, INT, U8_OUT, INT, types.int64[::1], I32_OUT))
+def collect_cells(
+    flat: Any, states: Any, index: Any, column: Any, width: Any, out: Any, at: Any, starts: Any, sizes: Any
+) -> int:
+    """Copies one column of a CellBlock into `out` from `at` on, one value a row; returns the new `at`.
+
+    The places go to starts, sizes [rows]; size 0 for no value. UNUSUAL: an ODD cell.
+    """
+    columns = states.shape[1]
+    for row in range(starts.shape[0]):
+        line = np.int64(index[row]) if index.shape[0] else row
+        state = states[line, column] if line >= 0 else ABSENT
+        starts[row] = at
+        sizes[row] = 0
+        if state == VALUE:
+            if at + width > out.shape[0]:
+                return NO_ROOM
+            at = _copy(flat, (line * columns + column) * width, width, out, at)
+            sizes[row] = width
+        elif state > EMPTY:
+            return UNUSUAL
+    return at
+
+
+@_kernel(INT(U8, I64, I32, INT, U8_OUT, INT, types.int64[::1], I32_OUT))
+def collect_texts(
+    heap: Any, from_starts: Any, from_sizes: Any, step: Any, out: Any, at: Any, starts: Any, sizes: Any
+) -> int:
+    """Copies one text column (row r at r × step) into `out` from `at` on; as `collect_cells`."""
+    for row in range(starts.shape[0]):
+        start = from_starts[row * step]
+        size = from_sizes[row * step]
+        if start < 0 or size < 0 or start + size > heap.shape[0]:
+            return MALFORMED
+        if at + size > out.shape[0]:
+            return NO_ROOM
+        starts[row] = at
+        sizes[row] = size
+        at = _copy(heap, start, size, out, at)
+    return at
+
+
+@_kernel(INT(INT, U8, I64_2, I32_2, U8_OUT))
+def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, out: Any) -> int:
+    """Writes TargetScore messages (2 output_values) as field `tag` (its one-byte tag); returns the bytes written.
+
+    starts, sizes [columns, rows] of the values in `heap`. PairScore and SlateScore have the same fields.
+    """
+    columns, rows = starts.shape
+    at = 0
+    for row in range(rows):
+        inner = 0
+        for column in range(columns):
+            size = np.int64(sizes[column, row])
+            inner += 1 + _varint_bytes(size) + size
+        if at + 6 + inner > out.shape[0]:
+            return NO_ROOM
+        out[at] = tag
+        at = _put_varint(out, at + 1, inner)
+        for column in range(columns):
+            size = np.int64(sizes[column, row])
+            out[at] = 0x12
+            at = _put_varint(out, at + 1, size)
+            at = _copy(heap, starts[column, row], size, out, at)
+    return at

@@ -1,0 +1,28 @@
+"""The few pieces of protobuf's wire format that are put together by hand.
+
+https://protobuf.dev/programming-guides/encoding/: fields may come in any order, and a message written in pieces
+is the concatenation of the pieces. That is what lets heads be encoded once and joined with a kernel's output.
+"""
+
+from __future__ import annotations
+
+__all__ = ["WireError", "field_head", "varint"]
+
+
+class WireError(Exception):
+    """An upstream answered something that its query does not allow; the message says what."""
+
+
+def varint(value: int) -> bytes:
+    """`value` (not negative) as a varint."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field_head(tag: int, size: int) -> bytes:
+    """What stands before the `size` bytes of a length-delimited field with this one-byte tag."""
+    return bytes((tag, size)) if size < 0x80 else bytes((tag,)) + varint(size)
