@@ -16,7 +16,6 @@ import re
 import struct
 from collections.abc import Sequence
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -54,8 +53,10 @@ def convert(values: Array, source: DataType, target: DataType) -> Array:
     - The same type: the very array that was given, unchanged.
     - Into BOOL: 1 for everything but zero, so also for NaN. From BOOL: 1 for every byte but zero.
     - Into FP32 and FP64: to nearest, ties to even; what is too large becomes infinity.
-    - Into FP16: clamped to ±65000, truncated (not rounded), below 2^-14 a zero of the same sign; NaN stays.
-    - Into FP8: to nearest; what is too large becomes infinity in E5M2 and NaN in E4M3, which has no infinity.
+    - Into FP16, by way of FP32: clamped to ±65000, truncated (not rounded), below 2^-14 a zero of the same
+      sign; NaN stays.
+    - Into FP8, by way of FP32: to nearest; what is too large becomes infinity in E5M2 and NaN in E4M3, which
+      has no infinity.
     - Integers into narrower integers: the low bits.
     - Floats into integers: the fraction is cut off, NaN is 0. Signed: saturated. Unsigned: what a signed
       integer holds (32 bits for UINT8 and UINT16, 64 bits for UINT32 and UINT64) gives its low bits, so
@@ -196,7 +197,11 @@ def _parsed_bools(texts: Sequence[bytes]) -> tuple[Array, Mask]:
 
 
 def _without_empty(texts: Sequence[bytes]) -> tuple[Sequence[bytes], Mask | np.bool_]:
-    """The texts with `0` for empty ones, which are what is missing most often, and where there was no need to."""
+    """The texts with `0` for the empty ones, and which were not empty.
+
+    Most texts that are no numbers are empty: with them out of the way the others need not be looked at one
+    by one.
+    """
     if b"" not in texts:
         return texts, np.True_
     return [text or b"0" for text in texts], np.array([bool(text) for text in texts])
@@ -299,7 +304,7 @@ def _rounded_to_float32(
     with np.errstate(all="ignore"):
         single = wide.astype(np.float32)
     for place in np.flatnonzero(_is_halfway(wide) & parsed).tolist():
-        single[place] = _nearer_neighbour(_exact(texts[place]), float(wide[place]))
+        single[place] = _nearer_neighbour(texts[place], float(wide[place]))
     too_large = np.isinf(single) & np.isfinite(wide)
     return np.where(too_large, np.float32(0), single), parsed & ~too_large
 
@@ -311,7 +316,7 @@ def nearest_float32(decimal: str) -> np.float32:
     """
     wide = float(decimal)
     if _is_halfway(np.array([wide])).any():
-        return _nearer_neighbour(_exact(decimal.encode("ascii")), wide)
+        return _nearer_neighbour(decimal.encode("ascii"), wide)
     with np.errstate(all="ignore"):
         return np.float32(wide)
 
@@ -325,24 +330,37 @@ def _is_halfway(wide: npt.NDArray[np.float64]) -> Mask:
     return np.where(subnormal, odd_halves, np.equal(dropped, 1 << 28))
 
 
-def _nearer_neighbour(number: Fraction, halfway: float) -> np.float32:
-    """Of the two float32 numbers around `halfway`, the one on the side of the exact number; the even one at 0."""
+def _nearer_neighbour(text: bytes, halfway: float) -> np.float32:
+    """Of the two float32 numbers around `halfway` the one nearer to the text; the even one in the middle."""
     with np.errstate(all="ignore"):
         even = np.float32(halfway)
         other = np.nextafter(even, np.float32(math.copysign(math.inf, halfway - float(even))))
-    if number == halfway:
+    side = _compared(text, halfway)
+    if side == 0:
         return even
-    return max(even, other) if number > halfway else min(even, other)
+    return max(even, other) if side > 0 else min(even, other)
 
 
-def _exact(text: bytes) -> Fraction:
-    """The number itself. Only for texts whose float64 is halfway: so neither far too large nor too small."""
+_LEADING_ZEROS = re.compile(rb"(?<![0-9])0+(?=[0-9])")  # int() refuses texts of thousands of them
+
+
+def _compared(text: bytes, number: float) -> int:
+    """The sign of the difference between a text and the float64 nearest to it, neither 0 nor infinite.
+
+    Exact, and linear in the length of the text, which a client may make as long as a request may be: that
+    rules out Fraction(text).
+    """
     match = _HEXADECIMAL.fullmatch(text)
     if match is None:
-        return Fraction(Decimal(text.decode("ascii")))
+        exact, rounded = Decimal(text.decode("ascii")), Decimal(number)
+        return (exact > rounded) - (exact < rounded)
     sign, whole, *fractions, exponent = (group.replace(b"_", b"") for group in match.groups(b""))
     fraction = b"".join(fractions)
-    return Fraction(int(sign + whole + fraction, 16)) * Fraction(2) ** (int(exponent) - 4 * len(fraction))
+    power = int(_LEADING_ZEROS.sub(b"", exponent)) - 4 * len(fraction)
+    numerator, denominator = number.as_integer_ratio()  # mantissa · 2^power against this, both sides integers
+    ours = int(sign + whole + fraction, 16) * denominator << max(power, 0)
+    theirs = numerator << max(-power, 0)
+    return (ours > theirs) - (ours < theirs)
 
 
 # --- into text -------------------------------------------------------------------------------------------
@@ -355,9 +373,11 @@ def text(values: Array, source: DataType) -> list[bytes]:
     `100000`, `NaN`, `+Inf`, `-0`; below 1e-4 and from 1e6 on as `1e-05`, `1.234567e+06`, with at least two
     digits of exponent. BOOL: `true` for every byte but zero, `false`.
 
-    Raises ValueError when the source is a string or UNKNOWN.
+    Raises ValueError when the source is a string or UNKNOWN, or the array is not 1-D.
     """
     kind = _number(source)
+    if values.ndim != 1:
+        raise ValueError(f"the text form of {kind.name} takes a 1-D array, not one of shape {values.shape}")
     if kind is DataType.BOOL:
         return [b"true" if flag else b"false" for flag in values.tolist()]
     if kind not in _FLOATS:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.expression import ExpressionError, parse
@@ -249,6 +249,7 @@ def test_number_tokens_are_rounded_once() -> None:
 
 
 @BOTH
+@settings(deadline=None)
 @given(data=st.data())
 def test_against_scalar_arithmetic(dtype: type, data: st.DataObject) -> None:
     """min, max, comparisons and + − × ÷, on arrays long enough for every SIMD width, against plain scalars."""
@@ -302,6 +303,7 @@ def test_against_scalar_arithmetic(dtype: type, data: st.DataObject) -> None:
 
 
 @BOTH
+@settings(deadline=None)
 @given(values=st.lists(st.integers(-1000, 1000).map(lambda n: n / 8), min_size=2, max_size=40))
 def test_aggregates_against_their_formulas(dtype: type, values: list[float]) -> None:
     column = {"a": np.array(values, dtype)}
