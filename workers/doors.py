@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import cast
 
 from shared.frames import (
     Cancel,
@@ -49,9 +50,8 @@ class DoorLink(asyncio.Protocol):
         return len(self._tickets)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
         self._write(self._doors.hello.encode())
         self._write(self._doors.state.encode())
 
