@@ -71,13 +71,12 @@ class _Pending:
 class FrontDoor:
     """All requests and workers of one front-door process.
 
-    `handlers` are for the rpc server, `link` makes the protocol of a worker's connection. `on_readiness` is
-    called whenever a worker's state may have changed what this door can serve.
+    `handlers` are for the rpc server, `link` makes the protocol of a worker's connection.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, settings: Settings, on_readiness: Callable[[], None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+        self.on_readiness: Callable[[], None] = _nothing
+        """Called whenever a worker's state may have changed what this door can serve."""
         self.loop = loop
         self.timers = Timers.of(loop)
         self.default_timeout = settings.default_timeout_ms / 1000
@@ -86,7 +85,6 @@ class FrontDoor:
             max_waiting=settings.max_waiting,
             max_held_bytes=settings.max_held_bytes,
         )
-        self._on_readiness = on_readiness
         self._max_unsent = settings.max_held_bytes + settings.max_request_bytes
         self._requests: dict[int, _Pending] = {}
         self._links: dict[int, WorkerLink] = {}
@@ -161,7 +159,7 @@ class FrontDoor:
             self.dispatcher.state_changed(link.number, state.readiness, state.version, state.reason, now)
         )
         self._arm_wake()
-        self._on_readiness()
+        self.on_readiness()
 
     def worker_answered(self, link: WorkerLink, answer: Answer) -> None:
         self._perform(self.dispatcher.answered(answer.id, link.number), answer)
@@ -182,7 +180,7 @@ class FrontDoor:
         )
         self._perform(actions)
         self._arm_wake()
-        self._on_readiness()
+        self.on_readiness()
 
     # Doing what was decided
 
@@ -225,6 +223,10 @@ class FrontDoor:
         now = self.loop.time()
         for link in list(self._links.values()):
             link.check_stall(now)
+
+
+def _nothing() -> None:
+    """Until somebody wants to know."""
 
 
 def _deliver(call: ServerCall, answer: Answer) -> None:

@@ -6,7 +6,7 @@ Knows sockets and frames, and nothing of which request goes where. Belongs to th
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, cast
 
 from shared.frames import Answer, FrameError, FrameReader, Hello, State
 
@@ -103,12 +103,12 @@ class WorkerLink(asyncio.Protocol):
     # In
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # A cast, since the transports of uvloop are no subclasses.
+        self._transport = cast(asyncio.Transport, transport)
         self._progress_at = self._loop.time()
         # A burst of large bodies may well be above any small limit for an instant; the limit here is only
         # for what must not be kept at all. A worker that hangs is found by `check_stall`.
-        transport.set_write_buffer_limits(high=self._max_unsent)
+        self._transport.set_write_buffer_limits(high=self._max_unsent)
 
     def pause_writing(self) -> None:
         self.end(f"has left more than {self._max_unsent} bytes unread")

@@ -1,0 +1,70 @@
+"""What this front door says of itself: over HTTP/1.1 to probes, over grpc.health.v1 to clients.
+
+Alive (`GET /health/self`) is not ready (`GET /health/ready`, and SERVING): ready needs a worker that is, with
+an active config version, and ends with the first moment of a drain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+from frontdoor.door import FrontDoor
+from rpc.health import Health
+from rpc.server import HttpHandler, HttpRequest, HttpResponse
+
+__all__ = ["Readiness"]
+
+_JSON = "application/json"
+
+
+class Readiness:
+    """Follows the workers of `door` and keeps `health` in step, for the whole server and for `services`."""
+
+    def __init__(self, door: FrontDoor, health: Health, services: tuple[str, ...]) -> None:
+        self._door = door
+        self._health = health
+        self._services = ("", *services)
+        self._draining = False
+        door.on_readiness = self.update
+        self.update()
+
+    def __repr__(self) -> str:
+        return f"<Readiness: {self.reason() or 'ready'}>"
+
+    def reason(self) -> str:
+        """Why this door is not ready; empty when it is."""
+        if self._draining:
+            return "the front door is shutting down"
+        dispatcher = self._door.dispatcher
+        return "" if dispatcher.serving_version is not None else dispatcher.unready_reason()
+
+    def update(self) -> None:
+        """Something may have changed."""
+        serving = not self.reason()
+        for service in self._services:
+            self._health.set(service, serving)
+
+    def drain(self) -> None:
+        """From now on and for ever not ready."""
+        self._draining = True
+        self.update()
+
+    def http_handlers(self) -> Mapping[str, HttpHandler]:
+        """The handlers of the paths for probes."""
+        return {"/health/self": _alive, "/health/ready": self._ready}
+
+    def _ready(self, _request: HttpRequest) -> HttpResponse:
+        reason = self.reason()
+        if reason:
+            return _json({"ready": False, "reason": reason}, 503)
+        return _json({"ready": True, "version": self._door.dispatcher.serving_version}, 200)
+
+
+def _alive(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse(b"true", content_type=_JSON)
+
+
+def _json(document: object, status: int) -> HttpResponse:
+    return HttpResponse(orjson.dumps(document) + b"\n", status, _JSON)
