@@ -6,6 +6,7 @@ that never becomes ready. Then makes the directories and becomes supervisord.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import sys
@@ -42,6 +43,16 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
     }
 
 
+def _append_to_stdout() -> None:
+    """Have all writes to standard output go to its end.
+
+    supervisord opens it once more for each process; with a file (`> out`) each would have a place of its own
+    and overwrite what the others wrote.
+    """
+    flags = fcntl.fcntl(1, fcntl.F_GETFL)
+    fcntl.fcntl(1, fcntl.F_SETFL, flags | os.O_APPEND)
+
+
 def main() -> NoReturn:
     """Run the pod in the foreground, as supervisord. Exits with 2 for what must be set right first."""
     try:
@@ -54,6 +65,7 @@ def main() -> NoReturn:
     for warning in misspelt(os.environ):
         print(f"warning: {warning}", file=sys.stderr)
     sys.stderr.flush()
+    _append_to_stdout()
     command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONF)]
     os.execve(sys.executable, command, environment(settings, os.environ))
 
