@@ -503,7 +503,7 @@ class Settings:
         ),
     )
     executor_threads: int = field(
-        default=1,
+        default=0,
         metadata=env(
             "INFERFLOW_EXECUTOR_THREADS",
             _integer(0, 64, "threads"),
