@@ -61,6 +61,8 @@ MAX_LOSSES = 2
 """Deaths after which a request is not sent again."""
 
 _STORY_EVENTS = 512
+_READY = Readiness.READY
+_AVOID = 1 << 32  # more than any load: a worker with a suspect comes after all others with room
 
 
 # ---------------------------------------------------------------- actions
@@ -219,9 +221,7 @@ class Dispatcher:
     @property
     def serving_version(self) -> int | None:
         """The highest active config version among ready workers; None when no worker is ready with one."""
-        versions = [
-            worker.version for worker in self._workers.values() if worker.readiness is Readiness.READY
-        ]
+        versions = [worker.version for worker in self._workers.values() if worker.readiness is _READY]
         return max(versions, default=0) or None
 
     def unready_reason(self) -> str:
@@ -355,11 +355,13 @@ class Dispatcher:
     def _roomiest(self) -> int | None:
         """The ready worker for the next fresh request; None when none has room."""
         best: int | None = None
-        best_load = (True, 0)
+        best_load = 0
         for number, worker in self._workers.items():
             in_flight = len(worker.requests)
-            if worker.readiness is Readiness.READY and in_flight < worker.limit:
-                load = (worker.suspect is not None, in_flight + worker.ghosts)
+            if worker.readiness is _READY and in_flight < worker.limit:
+                load = in_flight + worker.ghosts
+                if worker.suspect is not None:
+                    load += _AVOID
                 if best is None or load < best_load:
                     best, best_load = number, load
         return best
@@ -419,13 +421,13 @@ class Dispatcher:
             self._fresh.pop(request.id, None)
 
     def _note_readiness(self, now: float) -> None:
-        if any(worker.readiness is Readiness.READY for worker in self._workers.values()):
+        if any(worker.readiness is _READY for worker in self._workers.values()):
             self._unready_since = None
         elif self._unready_since is None:
             self._unready_since = now
 
     def _full_message(self) -> str:
-        ready = [worker for worker in self._workers.values() if worker.readiness is Readiness.READY]
+        ready = [worker for worker in self._workers.values() if worker.readiness is _READY]
         places = sum(worker.limit for worker in ready)
         return f"overloaded: all {len(ready)} ready workers are full ({places} requests in flight)"
 
@@ -455,7 +457,7 @@ class Dispatcher:
 
 
 def _state_text(worker: _Worker) -> str:
-    if worker.readiness is Readiness.READY:
+    if worker.readiness is _READY:
         return "ready"
     state = "draining" if worker.readiness is Readiness.DRAINING else "not ready"
     return f"{state} ({worker.reason})" if worker.reason else state
