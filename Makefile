@@ -27,6 +27,12 @@ $(SETUP_DEMO): $(SETUP)
 up: setup
 	$(BIN)/supervisord -n -c supervisord.conf
 
+demo: $(SETUP_DEMO)
+	$(BIN)/python -m demo
+
+demo-up: $(SETUP_DEMO)
+	$(BIN)/python -m demo --keep
+
 test: setup
 	$(BIN)/python -m pytest -m "not full"
 

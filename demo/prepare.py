@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Departures:
         return len(self.id)
 
     def __repr__(self) -> str:
-        return f"<Departures {len(self)}, {self.day.min()} to {self.day.max()}>"
+        return f"<Departures {len(self)} of {len(set(self.day.tolist()))} days>"
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Departures:
         return Departures(**{name: array[mask] for name, array in vars(self).items()})
@@ -188,4 +189,5 @@ def _say(step: str) -> None:
 if __name__ == "__main__":
     # Threads that wait by spinning made the fits seven times slower beside other work on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and not without removing what is half made
     prepare(Path(sys.argv[1]))
