@@ -162,12 +162,11 @@ class Story:
         asked = list(zip(pairs, chances, strict=True))
         neighbours = set(pairwise(range(len(route))))
         near = [pair for pair in asked if pair[0] in neighbours] or asked
-        self._show(
-            display.pair_table(
-                ((names[first], names[second], chance, route.delay[first], route.delay[second])
-                for (first, second), chance in near[:SHOWN_PAIRS]),
-            self._narrow,
-        )
+        lines = [
+            (names[first], names[second], chance, route.delay[first], route.delay[second])
+            for (first, second), chance in near[:SHOWN_PAIRS]
+        ]
+        self._show(display.pair_table(lines, self._narrow))
         right = np.mean(
             [(chance > 0.5) == (route.delay[first] > display.LATE_MINUTES) for (first, _), chance in asked]
         )
