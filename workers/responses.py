@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import enum
+import functools
 from collections.abc import Sequence
 
 import mmh3
@@ -18,7 +18,7 @@ from dag.plan import OutputColumn, Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
 
-__all__ = ["pair_wise", "point_wise", "retrieve", "sampled", "slate_wise"]
+__all__ = ["point_wise", "retrieve", "sampled", "slate_wise"]
 
 
 def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
@@ -42,35 +42,32 @@ def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
 def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     """PointWiseResponse."""
     columns = plan.answer.features
-    head = predict_pb2.PointWiseResponse(
-        target_output_schema=_schema(columns, scoring.matrix), request_error=_request_error(scoring)
+    return b"".join(
+        (
+            _schema(0x0A, columns, scoring.matrix),
+            _scores(TARGET_SCORES, columns, scoring.matrix, scoring.failures, reference),
+            _text_field(0x1A, _request_error(scoring)),
+        )
     )
-    targets = _scores(PointWiseField.TARGETS, columns, scoring.matrix, scoring.failures, reference)
-    return b"".join((head.SerializeToString(), targets))
-
-
-def pair_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
-    """PairWiseResponse."""
-    slates = scoring.slates
-    assert slates is not None
-    head = predict_pb2.PairWiseResponse(
-        target_output_schema=_schema(plan.answer.targets, scoring.matrix),
-        pair_output_schema=_schema(plan.answer.slates, slates.matrix),
-        request_error=_request_error(scoring),
-    )
-    return b"".join((head.SerializeToString(), *_slate_scores(plan, scoring, reference)))
 
 
 def slate_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
-    """SlateWiseResponse."""
+    """SlateWiseResponse, or PairWiseResponse: their fields have the same numbers.
+
+    There are no slate scores when the config answers none.
+    """
     slates = scoring.slates
     assert slates is not None
-    head = predict_pb2.SlateWiseResponse(
-        target_output_schema=_schema(plan.answer.targets, scoring.matrix),
-        slate_output_schema=_schema(plan.answer.slates, slates.matrix),
-        request_error=_request_error(scoring),
+    targets, own = plan.answer.targets, plan.answer.slates
+    return b"".join(
+        (
+            _scores(SLATE_SCORES, own, slates.matrix, _inherited(scoring), reference) if own else b"",
+            _scores(TARGET_SCORES, targets, scoring.matrix, scoring.failures, reference),
+            _schema(0x1A, targets, scoring.matrix),
+            _schema(0x22, own, slates.matrix),
+            _text_field(0x2A, _request_error(scoring)),
+        )
     )
-    return b"".join((head.SerializeToString(), *_slate_scores(plan, scoring, reference)))
 
 
 def sampled(user_id: bytes, percentage: int, now: datetime.datetime) -> bool:
@@ -80,38 +77,36 @@ def sampled(user_id: bytes, percentage: int, now: datetime.datetime) -> bool:
     return abs(mmh3.hash(user_id + now.strftime("%d%m%Y").encode())) % 100 < percentage
 
 
-def _schema(columns: Sequence[OutputColumn], matrix: ShmMatrix) -> list[predict_pb2.FeatureSchema]:
+def _schema(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes:
+    """The output schema of these columns as field `tag` of a response."""
     out = []
     for column in columns:
         kind, dim = column.data_type, column.vector_dim
         if column.source.byte is None and (typed := matrix.typed[column.source.external]) is not None:
             kind, dim = typed.data_type, typed.vector_dim
-        out.append(predict_pb2.FeatureSchema(name=column.name, data_type=int(kind), vector_dim=dim))  # type: ignore[arg-type]
-    return out
+        message = _feature_schema(column.name, int(kind), dim)
+        out += (field_head(tag, len(message)), message)
+    return b"".join(out)
 
 
-class PointWiseField(enum.IntEnum):
-    """Tags of the score lists in a PointWiseResponse."""
-
-    TARGETS = 0x12
-
-
-class SlateField(enum.IntEnum):
-    """Tags of the score lists in PairWiseResponse and SlateWiseResponse."""
-
-    SLATES = 0x0A
-    TARGETS = 0x12
+@functools.lru_cache(maxsize=4096)
+def _feature_schema(name: str, kind: int, dim: int) -> bytes:
+    message: bytes = predict_pb2.FeatureSchema(
+        name=name,
+        data_type=kind,  # type: ignore[arg-type]
+        vector_dim=dim,
+    ).SerializeToString()
+    return message
 
 
-def _slate_scores(plan: Plan, scoring: Scoring, reference: bool) -> tuple[bytes, bytes]:
-    """The scores of the targets, and of the pairs or slates: none when the config answers no slate score."""
-    slates = scoring.slates
-    assert slates is not None
-    own = plan.answer.slates
-    return (
-        _scores(SlateField.TARGETS, plan.answer.targets, scoring.matrix, scoring.failures, reference),
-        _scores(SlateField.SLATES, own, slates.matrix, _inherited(scoring), reference) if own else b"",
-    )
+def _text_field(tag: int, text: str) -> bytes:
+    raw = text.encode()
+    return field_head(tag, len(raw)) + raw if raw else b""
+
+
+# Tags of the score lists: field number and wire type 2. Plain numbers, because kernels take no enums.
+TARGET_SCORES = 0x12  # in all three responses
+SLATE_SCORES = 0x0A  # pair_scores and slate_scores
 
 
 def _scores(

@@ -143,9 +143,7 @@ class Service:
         reference = self._reading.reference_codecs
         if method == POINT_WISE:
             return responses.point_wise(plan, scoring, reference=reference)
-        if method == PAIR_WISE:
-            return responses.pair_wise(plan, scoring, reference=reference)
-        if method == SLATE_WISE:
+        if method in (PAIR_WISE, SLATE_WISE):
             return responses.slate_wise(plan, scoring, reference=reference)
         percentage = plan.config.response_config.model_schema_features_perc
         shown = percentage > 0 and responses.sampled(
