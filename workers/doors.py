@@ -67,6 +67,7 @@ class DoorLink(asyncio.Protocol):
                 self._start(frame)
             elif (ticket := self._tickets.pop(frame.id, None)) is not None:
                 ticket.cancel()
+                self._doors.answered()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -102,6 +103,7 @@ class DoorLink(asyncio.Protocol):
             answered = True
             self._tickets.pop(request.id, None)
             self._answer(request.id, outcome)
+            self._doors.answered()
 
         ticket = self._doors.service.handle(
             request.method, dict(request.metadata), request.body, deadline, answer
@@ -147,6 +149,7 @@ class Doors:
         self.state = State(Readiness.NOT_READY, 0, "no config version is active yet")
         self._run_dir = run_dir
         self._links: dict[Path, DoorLink] = {}
+        self._became_idle: asyncio.Future[None] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -160,6 +163,17 @@ class Doors:
             for link in self._links.values():
                 link.send_state(state)
 
+    async def idle(self) -> None:
+        """Returns when no request is in flight."""
+        while self.in_flight:
+            self._became_idle = self.loop.create_future()
+            await self._became_idle
+
+    def answered(self) -> None:
+        """Called by the links after each answer or cancellation."""
+        if self._became_idle is not None and not self._became_idle.done() and not self.in_flight:
+            self._became_idle.set_result(None)
+
     async def keep_looking(self) -> None:
         """Connects to front doors as they appear; runs until it is cancelled."""
         while True:
@@ -171,6 +185,7 @@ class Doors:
     def lost(self, link: DoorLink) -> None:
         if self._links.get(link.path) is link:
             del self._links[link.path]
+        self.answered()
 
     def finish(self) -> None:
         for link in list(self._links.values()):

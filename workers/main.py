@@ -127,10 +127,10 @@ class Worker:
     async def _drain(self) -> None:
         """Answers what is in flight; what takes longer than the drain time is cancelled with the links."""
         self.doors.tell(State(Readiness.DRAINING, self.doors.state.version, "the worker is shutting down"))
-        end = self.loop.time() + self.settings.drain_s
-        while self.doors.in_flight and self.loop.time() < end:
-            await asyncio.sleep(0.02)
-        if self.doors.in_flight:
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.doors.idle()
+        except TimeoutError:
             log.warning("drain time is over", extra={"in_flight": self.doors.in_flight})
 
 

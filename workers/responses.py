@@ -79,7 +79,7 @@ def sampled(user_id: bytes, percentage: int, now: datetime.datetime) -> bool:
 
 def _schema(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes:
     """The output schema of these columns as field `tag` of a response."""
-    out = []
+    out: list[bytes] = []
     for column in columns:
         kind, dim = column.data_type, column.vector_dim
         if column.source.byte is None and (typed := matrix.typed[column.source.external]) is not None:
