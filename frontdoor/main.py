@@ -22,6 +22,7 @@ import uvloop
 from frontdoor.door import FrontDoor
 from frontdoor.readiness import Readiness
 from frontdoor.services import FILES, METHODS, SERVICES
+from frontdoor.streams import Streams
 from rpc.health import Health
 from rpc.reflection import Reflection
 from rpc.server import Limits, Server
@@ -45,9 +46,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     door = FrontDoor(loop, settings)
     health = Health()
     readiness = Readiness(door, health, SERVICES)
+    streams = Streams({**health.stream_handlers, **Reflection(FILES).stream_handlers})
     server = Server(
         {**door.handlers(METHODS), **health.handlers},
-        stream_handlers={**health.stream_handlers, **Reflection(FILES).stream_handlers},
+        stream_handlers=streams.handlers,
         http1=readiness.http_handlers(),
         limits=Limits(message_bytes=settings.max_request_bytes),
         tls=_tls(settings),
@@ -61,6 +63,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await stop.wait()
         log.info("draining", extra={"in_flight": door.dispatcher.in_flight, "seconds": settings.drain_s})
         readiness.drain()
+        streams.end()
         await server.drain(settings.drain_s)
         workers.close()
         door.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
+import ipaddress
 import json
 import random
 import signal
@@ -16,6 +18,10 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -338,6 +344,15 @@ class TestLife:
             assert pod.door.stop() == 0
             assert not pod.socket.exists()
 
+    def test_a_health_watch_is_told_and_does_not_hold_up_the_end(self) -> None:
+        with Pod(INFERFLOW_DRAIN_SECONDS="600") as pod:
+            pod.add_worker()
+            health = health_pb2_grpc.HealthStub(pod.channel)  # type: ignore[no-untyped-call]
+            watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            assert pod.door.stop() == 0
+            assert [update.status for update in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+
     def test_what_takes_longer_than_the_drain_time_is_cancelled(self) -> None:
         with Pod(INFERFLOW_DRAIN_SECONDS="0.3") as pod:
             pod.add_worker()
@@ -383,6 +398,18 @@ class TestLife:
             assert pod.get("/health/self") == (200, "true")
             assert second.stop() == 0
 
+    def test_with_tls_it_speaks_nothing_else(self, tmp_path: Path) -> None:
+        cert, key = self_signed(tmp_path)
+        with Pod(INFERFLOW_TLS_CERT=str(cert), INFERFLOW_TLS_KEY=str(key)) as pod:
+            pod.add_worker()
+            with grpc.secure_channel(
+                f"127.0.0.1:{pod.port}", grpc.ssl_channel_credentials(cert.read_bytes())
+            ) as channel:
+                assert channel.unary_unary("/Predict/InferPointWise")(b"x", timeout=PATIENCE) == b"x"
+            with failing() as caught:
+                pod.call(b"x", timeout=1)
+            assert caught.error.code() in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+
     @pytest.mark.parametrize(
         ("environ", "text"),
         [
@@ -407,6 +434,36 @@ class TestLife:
             "APP_PORT='x'",
             "INFERFLOW_WAIT_MS='-1'",
         ]
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "front door")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = directory / "cert.pem", directory / "key.pem"
+    cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return cert_file, key_file
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
