@@ -11,6 +11,7 @@ type has a defined substitute.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -24,7 +25,16 @@ import orjson
 
 from shared.datatypes import DataType
 
-__all__ = ["convert", "nearest_float32", "parse", "parse_vector", "text", "vector_text"]
+__all__ = [
+    "convert",
+    "nearest_float32",
+    "parse",
+    "parse_vector",
+    "parse_vectors",
+    "text",
+    "vector_text",
+    "vector_texts",
+]
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -67,11 +77,11 @@ def convert(values: Array, source: DataType, target: DataType) -> Array:
     given, wanted = _number(source), _number(target)
     if given is wanted:
         return values
-    if wanted is DataType.BOOL:
-        return np.not_equal(values, 0).astype(np.uint8)
-    if given is DataType.BOOL:
-        values = np.not_equal(values, 0).astype(np.uint8)
     with np.errstate(all="ignore"):
+        if wanted is DataType.BOOL:
+            return np.not_equal(values, 0).astype(np.uint8)
+        if given is DataType.BOOL:
+            values = np.not_equal(values, 0).astype(np.uint8)
         if wanted in _FLOATS:
             return _as_float(values, wanted)
         if given in _FLOATS:
@@ -171,8 +181,19 @@ def parse_vector(text: bytes, target: DataType) -> Array | None:
     element, which is empty.
     Raises ValueError when the target is a string or UNKNOWN.
     """
-    values, parsed = _parsed(text.split(b":"), target)
-    return values if parsed.all() else None
+    return parse_vectors([text], target)[0]
+
+
+def parse_vectors(texts: Sequence[bytes], target: DataType) -> list[Array | None]:
+    """What `parse_vector` makes of each text, at a fraction of the cost of as many calls.
+
+    The arrays are slices of one, which lives as long as any of them.
+    Raises ValueError when the target is a string or UNKNOWN.
+    """
+    vectors = [text.split(b":") for text in texts]
+    values, parsed = _parsed([element for elements in vectors for element in elements], target)
+    ends = list(itertools.accumulate(map(len, vectors), initial=0))
+    return [values[a:b] if parsed[a:b].all() else None for a, b in itertools.pairwise(ends)]
 
 
 def _parsed(texts: Sequence[bytes], target: DataType) -> tuple[Array, Mask]:
@@ -389,6 +410,18 @@ def text(values: Array, source: DataType) -> list[bytes]:
 def vector_text(values: Array, source: DataType) -> bytes:
     """The text form of a vector: that of its elements (see `text`) joined with commas."""
     return b",".join(text(values, source))
+
+
+def vector_texts(vectors: Sequence[Array], source: DataType) -> list[bytes]:
+    """The text form of each of some 1-D arrays of type `source`, at a fraction of the cost of as many calls.
+
+    Raises ValueError as `text` does.
+    """
+    if not vectors:
+        return []
+    forms = text(np.concatenate(vectors), source)
+    ends = list(itertools.accumulate(map(len, vectors), initial=0))
+    return [b",".join(forms[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def _json_numbers(values: Array) -> list[bytes]:

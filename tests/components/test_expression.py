@@ -334,6 +334,16 @@ def test_aggregates_against_their_formulas(dtype: type, values: list[float]) -> 
         assert scores("a norm_percentile_5_95") == pytest.approx(expected, rel=1e-2, abs=tolerance)
 
 
+@BOTH
+def test_percentiles_that_are_infinite(dtype: type) -> None:
+    """The 99th percentile of 101 rows is one of them: it must not be interpolated with another infinity."""
+    column = np.arange(101, dtype=dtype)
+    column[99:] = np.inf
+    scores = parse("a norm_percentile_0_99").evaluate({"a": column}, 101, dtype)
+    assert scores[:99].tolist() == [0.0] * 99
+    assert np.isnan(scores[99:]).all()
+
+
 def test_one_expression_serves_many_threads() -> None:
     compiled = parse("a 2 * a norm_min_max +")
     column = np.arange(100.0)

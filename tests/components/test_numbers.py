@@ -15,7 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from components.numbers import convert, nearest_float32, parse, parse_vector, text, vector_text
+from components.numbers import (
+    convert,
+    nearest_float32,
+    parse,
+    parse_vector,
+    parse_vectors,
+    text,
+    vector_text,
+    vector_texts,
+)
 from shared.datatypes import DataType
 
 # Conversions that the existing service was seen to make; the first line of the file says what is what.
@@ -531,6 +540,23 @@ def test_vectors_from_text() -> None:
     assert values(b"1:300", DataType.UINT8) is None
 
 
+@UNTIMED
+@given(
+    vectors=st.lists(
+        st.lists(st.sampled_from([b"1", b"-2.5", b"x", b"", b"300", b"1e39"]), max_size=5), max_size=8
+    ),
+    kind=st.sampled_from([DataType.FP32, DataType.INT8, DataType.FP16_VECTOR]),
+)
+def test_many_vectors_from_text(vectors: list[list[bytes]], kind: DataType) -> None:
+    texts = [b":".join(elements) for elements in vectors]
+    together = [None if found is None else found.tolist() for found in parse_vectors(texts, kind)]
+    assert len(together) == len(texts)
+    for form, found in zip(texts, together, strict=True):
+        elements = form.split(b":")
+        good = {b"1", b"-2.5", b"300"} if kind.element is not DataType.INT8 else {b"1"}
+        assert found == (parse(elements, kind).tolist() if good.issuperset(elements) else None)
+
+
 # --- into text -----------------------------------------------------------------------------------------------
 
 
@@ -582,7 +608,7 @@ def test_double_precision_text(values: list[float]) -> None:
 def test_text_reads_back_as_the_same_number(kind: DataType, data: st.DataObject) -> None:
     values = data.draw(any_values(kind))
     back = parse(text(values, kind), kind)
-    ordinary = ~np.isnan(values.astype(np.float64))
+    ordinary = ~np.isnan(convert(values, kind, DataType.FP64))  # quietly, also of signalling NaNs
     assert bits(back[ordinary]) == bits(values[ordinary])
 
 
@@ -603,6 +629,12 @@ def test_text_of_integers(kind: DataType, data: st.DataObject) -> None:
     assert forms == [str(value).encode() for value in values]
     assert vector_text(np.array(values, kind.dtype), kind.vector) == b",".join(forms)
     assert parse(forms, kind).tolist() == values
+
+
+@UNTIMED
+@given(vectors=st.lists(any_values(DataType.FP32), max_size=6))
+def test_text_of_many_vectors(vectors: list[np.ndarray]) -> None:
+    assert vector_texts(vectors, DataType.FP32_VECTOR) == [vector_text(v, DataType.FP32) for v in vectors]
 
 
 def test_arrays_may_be_strided_read_only_and_empty() -> None:
