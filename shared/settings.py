@@ -573,7 +573,7 @@ class Settings:
         ),
     )
     wait_ms: int = field(
-        default=3000,
+        default=5000,
         metadata=env(
             "INFERFLOW_WAIT_MS",
             _integer(0, 60_000, "ms"),
