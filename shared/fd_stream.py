@@ -19,7 +19,7 @@ __all__ = ["FdStream"]
 
 _READ_BYTES = 64 << 10
 _MAX_FDS = 16  # in one read; the kernel ends a read at the first message with descriptors anyway
-_MAX_UNSENT = 1 << 20  # bytes; frames here are small and few, so a peer behind by more has stopped reading
+_MAX_UNSENT = 16 << 20  # bytes; frames here are few, so a peer behind by more has stopped reading
 
 
 class FdStream(Generic[F]):
@@ -35,13 +35,17 @@ class FdStream(Generic[F]):
         reader: FrameReader[F],
         on_frame: Callable[[F], None],
         on_lost: Callable[[str], None],
+        max_unsent: int = _MAX_UNSENT,
     ) -> None:
-        """Takes over the socket, which must be connected and non-blocking."""
+        """Takes over the socket, which must be connected and non-blocking. A peer that is behind by more than
+        `max_unsent` bytes is given up.
+        """
         self._loop = loop
         self._sock = sock
         self._reader = reader
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._max_unsent = max_unsent
         self._received: deque[int] = deque()  # descriptors that no frame has claimed yet
         self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._unsent_bytes = 0
@@ -58,7 +62,7 @@ class FdStream(Generic[F]):
             return
         self._unsent.append((frame, None if fd is None else os.dup(fd)))
         self._unsent_bytes += len(frame)
-        if self._unsent_bytes > _MAX_UNSENT:
+        if self._unsent_bytes > self._max_unsent:
             self._loop.call_soon(self._lose, f"it does not read: {self._unsent_bytes} bytes unsent")
         elif len(self._unsent) == 1:
             self._writable()

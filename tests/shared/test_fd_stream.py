@@ -30,14 +30,15 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
 class End:
     """One end of a connection, with what it has seen."""
 
-    def __init__(self, sock: socket.socket, max_frame_bytes: int = 1000) -> None:
+    def __init__(self, sock: socket.socket, max_unsent: int = 1 << 20) -> None:
         sock.setblocking(False)
         self.frames: list[Accepted] = []
         self.files: list[str] = []
         self.lost: list[str] = []
         self.changed = asyncio.Event()
-        reader: FrameReader[Accepted] = FrameReader((Snapshot, Activate), max_frame_bytes)
-        self.stream = FdStream(asyncio.get_running_loop(), sock, reader, self._frame, self._lost)
+        reader: FrameReader[Accepted] = FrameReader((Snapshot, Activate), 1000)
+        loop = asyncio.get_running_loop()
+        self.stream = FdStream(loop, sock, reader, self._frame, self._lost, max_unsent)
 
     def _frame(self, frame: Accepted) -> None:
         self.changed.set()
@@ -107,11 +108,44 @@ def test_frames_wait_for_a_slow_reader(run: Callable[[Coroutine[Any, Any, None]]
     run(main())
 
 
+def test_a_frame_that_goes_in_pieces_arrives_whole(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """Longer than what the kernel takes at once; its descriptor goes with the first piece, once."""
+
+    async def main() -> None:
+        left, right = socket.socketpair()
+        sender = End(left, max_unsent=16 << 20)
+        data = os.urandom(4 << 20)
+        fd = file_of("whole")
+        sender.stream.send(data, fd)
+        sender.stream.send(b"end")
+        os.close(fd)
+        right.setblocking(False)
+        received, files = bytearray(), []
+        while len(received) < len(data) + 3:
+            try:
+                piece, fds, _, _ = socket.recv_fds(right, 1 << 20, 4)
+            except BlockingIOError:
+                await asyncio.sleep(0)
+                continue
+            received += piece
+            files += fds
+        assert received == data + b"end"
+        assert [os.pread(one, 100, 0) for one in files] == [b"whole"]
+        for one in files:
+            os.close(one)
+        sender.stream.close()
+        right.close()
+
+    run(main())
+
+
 def test_a_reader_that_never_reads_is_given_up(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def main() -> None:
         left, right = socket.socketpair()
-        sender = End(left)
-        for number in range(100_000):
+        sender = End(left, max_unsent=10_000)
+        for number in range(10_000):
             sender.stream.send(Activate(number).encode())
         assert sender.lost == []  # never from inside send
         await sender.until(lambda: bool(sender.lost))
