@@ -641,6 +641,15 @@ def test_names_that_requests_bring_need_no_warning() -> None:
     assert judge(config, given=["position"]).warnings == ()
 
 
+def test_near_names_are_looked_up_for_a_few_columns_only() -> None:
+    """Looking them up for hundreds would keep every other config waiting."""
+    config = good()
+    spoil(config, f"{RANK}.inputs[0].features", [f"catalog:real:price{number}" for number in range(9)])
+    spoil(config, f"{RANK}.inputs[0].shape", [9])
+    hints = ["did you mean 'catalog:real:price'?" in problem.message for problem in judge(config).warnings]
+    assert hints == [True] * 5 + [False] * 4
+
+
 def test_expressions_are_checked_only_when_they_are_known() -> None:
     config = good()
     spoil(config, f"{MIX}.compute_id", "lonely")
