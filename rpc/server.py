@@ -6,16 +6,22 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from rpc.calls import Handler, ServerCall, StreamCall, StreamHandler
 from rpc.codec import ErrorCode
+from rpc.greeter import Greeter
+from rpc.http1 import Http1Connection, HttpHandler, HttpRequest, HttpResponse
 from rpc.limits import Limits, Rate, Stats
 from rpc.server_connection import Routes, ServerConnection
 
 __all__ = [
     "Handler",
+    "HttpHandler",
+    "HttpRequest",
+    "HttpResponse",
     "Limits",
     "Rate",
     "Server",
@@ -25,75 +31,124 @@ __all__ = [
     "StreamHandler",
 ]
 
-_BACKLOG = 1024
+_BACKLOG: Final = 1024
+_LAST_BYTES_SECONDS: Final = 1.0  # for GOAWAYs to leave when the server closes
 
 
 class Server:
-    """Answers gRPC calls with `handlers`. All methods belong to one loop's thread."""
+    """Answers gRPC calls, and HTTP/1.1 requests on the same port. All methods belong to one loop's thread."""
 
     def __init__(
         self,
         handlers: Mapping[bytes, Handler],
         *,
         stream_handlers: Mapping[bytes, StreamHandler] | None = None,
+        http1: Mapping[str, HttpHandler] | None = None,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`handlers` and `stream_handlers` by `/service/method`, `http1` by path for GET and HEAD.
+
+        Raises ValueError for a malformed path, or one with two handlers.
+        """
         self.stats = Stats()
+        """Counters, for reading."""
         self.limits = limits or Limits()
         self._routes = Routes(handlers, stream_handlers or {})
+        self._http1 = dict(http1 or {})
         self._tls = tls
         self._listeners: list[asyncio.AbstractServer] = []
         self._paths: list[str] = []
-        self._connections: set[ServerConnection] = set()
-        self._empty: asyncio.Event = asyncio.Event()
+        self._connections: set[Greeter] = set()
+        self._empty = asyncio.Event()
         self._empty.set()
+        self._leaving = False
 
-    def connection(self) -> asyncio.Protocol:
-        """Returns the protocol of one new connection, for any asyncio transport."""
-        connection = ServerConnection(
-            asyncio.get_running_loop(), self._routes, self.limits, self.stats, on_lost=self._connection_lost
-        )
-        self._connections.add(connection)
-        self._empty.clear()
-        self.stats.connections += 1
-        self.stats.connections_total += 1
-        return connection
-
-    def _connection_lost(self, connection: ServerConnection) -> None:
-        self._connections.discard(connection)
-        self.stats.connections -= 1
-        if not self._connections:
-            self._empty.set()
+    # -- listening -----------------------------------------------------------------------------------------
 
     async def listen_tcp(self, host: str, port: int, *, reuse_port: bool = False) -> int:
-        """Listens on `host` and `port` (0 = any). Returns the port. Raises OSError."""
-        listener = await asyncio.get_running_loop().create_server(
-            self.connection, host, port, backlog=_BACKLOG, reuse_port=reuse_port, ssl=self._tls
+        """Listens on `host` and `port` (0 = any free one). Returns the port. Raises OSError.
+
+        `reuse_port`: other processes may listen on the same port; the kernel spreads connections over them.
+        """
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            self.connection,
+            host,
+            port,
+            backlog=_BACKLOG,
+            reuse_port=reuse_port,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._handshake_seconds(),
         )
         self._listeners.append(listener)
         bound: int = listener.sockets[0].getsockname()[1]
         return bound
 
     async def listen_unix(self, path: str | os.PathLike[str]) -> None:
-        """Listens on a Unix socket; a socket that nobody serves any more is replaced. Raises OSError."""
+        """Listens on a Unix socket; the file is replaced if it is there and removed at the end. Raises OSError."""
         text = os.fspath(path)
-        listener = await asyncio.get_running_loop().create_unix_server(
-            self.connection, text, backlog=_BACKLOG, ssl=self._tls
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_unix_server(
+            self.connection,
+            text,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._handshake_seconds(),
         )
         self._listeners.append(listener)
         self._paths.append(text)
 
-    def _stop_listening(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for path in self._paths:
-            Path(path).unlink(missing_ok=True)
-        self._paths.clear()
+    def _handshake_seconds(self) -> float | None:
+        return self.limits.preface_seconds if self._tls is not None else None
+
+    def connection(self) -> asyncio.Protocol:
+        """Returns the protocol for one accepted connection, over any asyncio transport."""
+        return Greeter(
+            asyncio.get_running_loop(),
+            self.limits,
+            self.stats,
+            http2=self._speak_http2,
+            http1=self._speak_http1,
+            opened=self._connection_opened,
+            lost=self._connection_lost,
+        )
+
+    def _speak_http2(self, on_lost: Callable[[], None]) -> asyncio.Protocol:
+        loop = asyncio.get_running_loop()
+        return ServerConnection(loop, self._routes, self.limits, self.stats, on_lost=on_lost)
+
+    def _speak_http1(self, on_lost: Callable[[], None]) -> asyncio.Protocol:
+        loop = asyncio.get_running_loop()
+        return Http1Connection(loop, self._http1, self.limits, self.stats, on_lost=on_lost)
+
+    def _connection_opened(self, connection: Greeter) -> bool:
+        if len(self._connections) >= self.limits.connections:
+            self.stats.limits["connections"] += 1
+            return False
+        if self._leaving:
+            return False  # it was accepted while the listeners closed
+        self._connections.add(connection)
+        self._empty.clear()
+        self.stats.connections += 1
+        self.stats.connections_total += 1
+        return True
+
+    def _connection_lost(self, connection: Greeter) -> None:
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self.stats.connections -= 1
+            if not self._connections:
+                self._empty.set()
+
+    # -- the end -------------------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> None:
-        """Stops accepting, lets the calls in flight finish for at most `seconds`, then closes everything."""
+        """Stops accepting, lets calls in flight finish for at most `seconds`, then closes everything.
+
+        Clients are told first to go elsewhere, so that no call is lost: see `ServerConnection.drain`.
+        """
+        self._leaving = True
         self._stop_listening()
         for connection in list(self._connections):
             connection.drain(seconds)
@@ -102,10 +157,25 @@ class Server:
         await self.close()
 
     async def close(self) -> None:
-        """Closes everything now; calls in flight are cancelled."""
+        """Closes everything now; calls in flight are cancelled. Returns when all connections are gone."""
+        self._leaving = True
         self._stop_listening()
         for connection in list(self._connections):
             connection.close(ErrorCode.NO_ERROR, "server closed")
+        try:
+            await asyncio.wait_for(self._empty.wait(), _LAST_BYTES_SECONDS)
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+            await self._empty.wait()
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._paths:
+            Path(path).unlink(missing_ok=True)
+        self._paths.clear()
 
     def __repr__(self) -> str:
         return f"<Server {len(self._listeners)} listeners, {self.stats!r}>"

@@ -22,6 +22,7 @@ from rpc.codec import (
     Role,
     Setting,
     SettingsAcknowledged,
+    SettingsReceived,
     StreamClosed,
     StreamProtocolError,
     StreamReset,
@@ -98,7 +99,7 @@ class ServerConnection(Http2Connection):
         limits: Limits,
         stats: Stats,
         *,
-        on_lost: Callable[[ServerConnection], None],
+        on_lost: Callable[[], None],
     ) -> None:
         super().__init__(
             loop,
@@ -123,7 +124,8 @@ class ServerConnection(Http2Connection):
         self._window_updates = Budget(limits.window_updates, now)
         self._drain_ping = b""  # the ping whose answer proves that the peer knows of the shutdown
         self._draining = False
-        self._idle_since = now
+        self._greeted = False  # the client's SETTINGS have come
+        self._idle_since = self._opened_at = now
         spread = limits.age_seconds * _AGE_SPREAD
         self._drain_at = (
             now + limits.age_seconds + random.uniform(-spread, spread) if limits.age_seconds else 0.0
@@ -186,6 +188,9 @@ class ServerConnection(Http2Connection):
                 pass  # the first is rated by the codec and followed by StreamClosed; the second changes nothing
             case PingAcknowledged() if event.opaque_data == self._drain_ping:
                 self._finish_drain()
+            case SettingsReceived():
+                self._greeted = True
+                self._charge_control()
             case _:
                 self._charge_control()
 
@@ -488,7 +493,10 @@ class ServerConnection(Http2Connection):
             self._stats.calls[Status.CANCELLED] += 1
             call.finish()
             call.cancelled()
-        self._on_lost(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._on_lost()
 
     def drain(self, grace: float) -> None:
         """Has the client go elsewhere: no new calls, those in flight finish, then the connection closes.
@@ -523,7 +531,9 @@ class ServerConnection(Http2Connection):
             return
         limits = self._limits
         self._check_bodies(now)
-        if self._draining:
+        if not self._greeted and now - self._opened_at >= limits.preface_seconds:
+            self._close_for("preface_seconds", "no SETTINGS")
+        elif self._draining:
             self._close_if_drained()
             if now >= self._close_at:
                 self.close(ErrorCode.NO_ERROR, "the time to finish is over")

@@ -1,0 +1,227 @@
+"""HTTP/1.1 on the gRPC port, for people and probes: GET and HEAD of a few paths.
+
+Requests are answered one after the other, with the answers of plain functions; bodies are not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import h11
+
+from rpc.connection import peer_name
+from rpc.limits import Limits, Stats
+from rpc.timers import Timers
+
+__all__ = ["Http1Connection", "HttpHandler", "HttpRequest", "HttpResponse"]
+
+_LINGER: Final = 5.0
+_METHODS: Final = (b"GET", b"HEAD")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request without a body."""
+
+    path: str
+    """Without the query."""
+    query: str
+    """What follows the question mark, as it came; empty without."""
+    headers: tuple[tuple[bytes, bytes], ...]
+    """Names in lower case."""
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """An answer."""
+
+    body: bytes = b""
+    status: int = 200
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+HttpHandler = Callable[[HttpRequest], HttpResponse]
+
+
+class Http1Connection(asyncio.Protocol):
+    """One client's connection. `handlers` by path."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handlers: Mapping[str, HttpHandler],
+        limits: Limits,
+        stats: Stats,
+        *,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._timers = Timers.of(loop)
+        self._handlers = handlers
+        self._limits = limits
+        self._stats = stats
+        self._on_lost = on_lost
+        self._machine = self._new_machine()
+        self._transport: asyncio.Transport | None = None
+        self._bucket: set[Any] = set()
+        self._peer = ""
+        self._paused = False
+        self._between = False  # answered at least once, and nothing of the next request is here
+        self._last = False  # the answer being given is the last of this connection
+        self._closing = False
+
+    def _new_machine(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
+
+    # -- asyncio protocol ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._peer = peer_name(transport)
+        self._wait(self._limits.preface_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._machine.receive_data(data)
+        self._advance()
+        if self._between and self._machine.trailing_data[0]:
+            self._between = False
+            self._wait(self._limits.preface_seconds)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._closing:
+            self._transport.resume_reading()
+            self._advance()  # requests that came before the pause
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._bucket.discard(self)
+        self._transport = None
+        self._closing = True
+        self._on_lost()
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Answers the requests that are complete."""
+        try:
+            while not (self._paused or self._closing):
+                event = self._machine.next_event()
+                if event is h11.NEED_DATA or event is h11.PAUSED:
+                    return
+                if isinstance(event, h11.Request):
+                    self._respond(event)
+        except h11.RemoteProtocolError as error:
+            self._stats.limits["header_bytes" if error.error_status_hint == 431 else "protocol"] += 1
+            self._reject(error.error_status_hint, str(error))
+
+    def _respond(self, request: h11.Request) -> None:
+        self._stats.http1_requests += 1
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in request.headers)
+        # A body would have to be read to find the next request: not worth it, the connection ends here.
+        self._last = self._last or has_body
+        self._send(self._answer(request), with_body=request.method != b"HEAD")
+        if self._last or self._machine.our_state is h11.MUST_CLOSE:
+            self._close()
+        elif not self._closing:
+            self._next_request()
+
+    def _next_request(self) -> None:
+        while self._machine.their_state is not h11.DONE:
+            event = self._machine.next_event()
+            if not isinstance(event, h11.EndOfMessage):
+                self._close()
+                return
+        self._machine.start_next_cycle()
+        self._between = True
+        self._wait(self._limits.idle_seconds or self._limits.preface_seconds)
+
+    def _answer(self, request: h11.Request) -> HttpResponse:
+        if len(request.headers) > self._limits.header_fields:
+            self._stats.limits["header_fields"] += 1
+            return HttpResponse(b"too many header fields\n", 431)
+        if request.method not in _METHODS:
+            return HttpResponse(b"only GET and HEAD\n", 405, headers=((b"allow", b"GET, HEAD"),))
+        path, _, query = request.target.decode("latin-1").partition("?")
+        handler = self._handlers.get(path)
+        if handler is None:
+            return HttpResponse(b"no such path\n", 404)
+        headers = tuple((bytes(name), bytes(value)) for name, value in request.headers)
+        try:
+            return handler(HttpRequest(path, query, headers, self._peer))
+        except Exception as error:  # noqa: BLE001 - a handler's mistake must not end the connection silently
+            self._loop.call_exception_handler({"message": f"handler of {path} raised", "exception": error})
+            return HttpResponse(b"internal error\n", 500)
+
+    def _send(self, response: HttpResponse, *, with_body: bool) -> None:
+        headers = [
+            (b"content-type", response.content_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(response.body)),
+            *response.headers,
+        ]
+        if self._last:
+            headers.append((b"connection", b"close"))
+        machine = self._machine
+        parts = [machine.send(h11.Response(status_code=response.status, headers=headers))]
+        if with_body:
+            parts.append(machine.send(h11.Data(data=response.body)))
+        parts.append(machine.send(h11.EndOfMessage()))
+        if self._transport is not None:
+            self._transport.write(b"".join(part for part in parts if part))
+
+    def _reject(self, status: int, reason: str) -> None:
+        """Answers bytes that are no request, if an answer can still be sent, and closes."""
+        self._last = True
+        if self._machine.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._send(HttpResponse(reason.encode("ascii", "replace") + b"\n", status), with_body=True)
+        self._close()
+
+    # -- time and the end ----------------------------------------------------------------------------------
+
+    def _wait(self, seconds: float) -> None:
+        self._bucket.discard(self)
+        self._bucket = self._timers.add(self._loop.time() + seconds, self)
+
+    def expire(self) -> None:
+        """The client took too long: for a request, or to read the last answer."""
+        if self._closing:
+            self.abort()
+            return
+        self._stats.limits["idle_seconds" if self._between else "preface_seconds"] += 1
+        self._close()
+
+    def drain(self, grace: float) -> None:
+        """Closes: an answer is never in flight when this runs, only between two requests."""
+        self._close()
+
+    def close(self, code: int = 0, reason: str = "") -> None:
+        """Closes now; what is written still leaves."""
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closing and self._transport is not None:
+            self._closing = True
+            self._transport.close()
+            self._wait(_LINGER)
+
+    def abort(self) -> None:
+        """Cuts the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def __repr__(self) -> str:
+        return f"<Http1Connection {self._peer} {'closing' if self._closing else 'open'}>"
