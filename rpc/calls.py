@@ -68,6 +68,7 @@ class Call:
         """
         if not self.over:
             self._connection.send_failure(self, RpcError(status, message, trailing=trailing))
+            self.on_cancel = None
 
     # -- for the connection --------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class ServerCall(Call):
         """
         if not self.over:
             self._connection.send_answer(self, body, trailing)
+            self.on_cancel = None  # it often refers to the call: no cycles for the garbage collector
 
     def feed_whole(self, data: bytes, limit: int) -> None:
         """Takes a request that came in one piece. Raises RpcError when it is wrong."""
@@ -196,6 +198,7 @@ class StreamCall(Call):
         """Ends the call with OK. Does nothing when it is over. Raises ValueError for bad metadata."""
         if not self.over:
             self._connection.send_end(self, trailing)
+            self.on_cancel = None
 
     def feed(self, data: bytes, limit: int) -> None:
         if self._reader is None:

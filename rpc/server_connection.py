@@ -302,7 +302,7 @@ class ServerConnection(Http2Connection):
                 return
             self._feed_piece(call, data)
         except RpcError as error:
-            self.send_failure(call, error)
+            self._break_off(call, error)
             return
         if event.end_stream:
             self._request_complete(call)
@@ -332,7 +332,7 @@ class ServerConnection(Http2Connection):
         try:
             call.feed_end()
         except RpcError as error:
-            self.send_failure(call, error)
+            self._break_off(call, error)
             return
         self._ready.append(call)
 
@@ -409,7 +409,7 @@ class ServerConnection(Http2Connection):
         try:
             self._check_unsent(sum(map(len, parts)))
         except RpcError as error:
-            self.send_failure(call, error)
+            self._break_off(call, error)
             return
         self._send_head(call)
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
@@ -436,8 +436,12 @@ class ServerConnection(Http2Connection):
     def expired(self, call: Call) -> None:
         """The deadline of a call has passed."""
         if not call.over:
-            self.send_failure(call, RpcError(Status.DEADLINE_EXCEEDED, "deadline exceeded"))
-            call.cancelled()
+            self._break_off(call, RpcError(Status.DEADLINE_EXCEEDED, "deadline exceeded"))
+
+    def _break_off(self, call: Call, error: RpcError) -> None:
+        """Fails a call that its handler has not answered."""
+        self.send_failure(call, error)
+        call.cancelled()
 
     def _refuse(self, event: RequestReceived, headers: tuple[Header, ...]) -> None:
         """Answers a request that never became a call."""
@@ -554,7 +558,7 @@ class ServerConnection(Http2Connection):
                     self.mark_dirty()
             elif type(call) is ServerCall and now - call.progress_at >= stall:
                 self._limit_hit("body_stall_seconds")
-                self.send_failure(
+                self._break_off(
                     call, RpcError(Status.DEADLINE_EXCEEDED, f"no byte of the request for {stall:g} s")
                 )
 

@@ -35,6 +35,7 @@ class Timers:
         self._order: list[int] = []
         self._handle: asyncio.TimerHandle | None = None
         self._armed = 0
+        self._firing = False
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Timers:
@@ -60,7 +61,7 @@ class Timers:
         bucket: set[Expiring] = set()
         self._buckets[slot] = bucket
         heapq.heappush(self._order, slot)
-        if self._handle is None or slot < self._armed:
+        if not self._firing and (self._handle is None or slot < self._armed):
             self._arm(slot)
         return bucket
 
@@ -73,21 +74,25 @@ class Timers:
         self._handle = loop.call_at(slot * RESOLUTION, self._fire)
 
     def _fire(self) -> None:
-        self._handle = None
         loop = self._loop()
         assert loop is not None, "timers outlived their loop"
+        self._handle = None
+        self._firing = True  # what is added now is armed at the end, together with what was there before
         now = loop.time()
         order = self._order
         while order and order[0] * RESOLUTION <= now:
             bucket = self._buckets.pop(heapq.heappop(order))
             while bucket:  # expiring one may discard another
-                item = bucket.pop()
-                try:
-                    item.expire()
-                except Exception as error:  # noqa: BLE001 - one bad item must not cost the others their deadline
-                    loop.call_exception_handler({"message": f"expire() of {item!r}", "exception": error})
-        if order and self._handle is None:
+                self._expire(loop, bucket.pop())
+        self._firing = False
+        if order:
             self._arm(order[0])
+
+    def _expire(self, loop: asyncio.AbstractEventLoop, item: Expiring) -> None:
+        try:
+            item.expire()
+        except Exception as error:  # noqa: BLE001 - one bad item must not cost the others their deadline
+            loop.call_exception_handler({"message": f"expire() of {item!r} raised", "exception": error})
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self._buckets.values()))
