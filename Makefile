@@ -18,6 +18,8 @@ $(VENV)/bin/python:
 $(SETUP): | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "compiling kernels …"
+	$(BIN)/python -c 'import components.kernels'
 	@touch $@
 
 $(SETUP_DEMO): $(SETUP)

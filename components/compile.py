@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from components.cache import FeatureCache
@@ -292,30 +292,25 @@ class _Compiler:
         )
         return Predator(
             name=model.component,
-            routes=self._routes(model),
+            routes=self._routes(model, inputs, outputs),
             timeout=model.deadline / 1000 if model.deadline else self.bounds.predator_timeout,
             batch_size=model.batch_size,
             inputs=inputs,
             outputs=tuple(outputs),
             blocks=blocks,
-            heads=RequestHeads(model.model_name, inputs, outputs),
             for_slates=model.slate_component,
         )
 
-    def _routes(self, model: PredatorComponent) -> tuple[ModelRoute, ...]:
-        weighted = [(route.endpoint, route.percentage) for route in model.model_end_points] or [
-            (route.model_endpoint, route.routing_percentage) for route in model.route_config
-        ]
+    def _routes(
+        self, model: PredatorComponent, inputs: Sequence[TensorInput], outputs: Sequence[Output]
+    ) -> tuple[ModelRoute, ...]:
         routes = []
         upto = 0
-        for endpoint, percentage in weighted:
-            if percentage:
-                upto += percentage
-                routes.append(ModelRoute(upto, self.upstreams.predator(endpoint)))
-        if routes:
-            return tuple(routes)
-        endpoint = model.model_end_point or next((endpoint for endpoint, _ in weighted), "")
-        return (ModelRoute(100, self.upstreams.predator(endpoint)),)
+        for route in model.routes():
+            upto += route.percentage
+            heads = RequestHeads(route.model_name, inputs, outputs)
+            routes.append(ModelRoute(upto, self.upstreams.predator(route.endpoint), heads))
+        return tuple(routes)
 
     def _numerix(self, compute: NumerixComponent) -> Numerix:
         endpoint = self.upstreams.numerix()

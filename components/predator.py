@@ -30,14 +30,6 @@ RawRows = npt.NDArray[np.uint8]  # [rows, bytes a row]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ModelRoute:
-    """One endpoint of the model; rolls (1 … 100) up to `upto` go to it."""
-
-    upto: int
-    endpoint: Endpoint
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Score:
     """One score of an output: its place, and which elements of an answered row it is."""
 
@@ -92,6 +84,15 @@ class RequestHeads:
         return head
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """One place that calls go to: rolls (1 … 100) up to `upto`."""
+
+    upto: int
+    endpoint: Endpoint
+    heads: RequestHeads
+
+
 @dataclasses.dataclass(frozen=True)
 class Predator:
     """A compiled predator component."""
@@ -103,7 +104,6 @@ class Predator:
     inputs: tuple[TensorInput, ...]
     outputs: tuple[Output, ...]
     blocks: tuple[ScoreBlock, ...]
-    heads: RequestHeads
     for_slates: bool
 
     def run(self, scoring: Scoring) -> Steps:
@@ -150,7 +150,7 @@ class Predator:
                 tensors, misfits = self._build(scoring.matrix, rows)
                 for misfit in misfits:
                     scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
-                calls.append(Call(self._route(), self._body(tensors, 0, len(rows)), self.timeout))
+                calls += self._calls(tensors, [(0, len(rows))])
             replies = yield calls
             for number, reply in zip(asked, replies, strict=True):
                 try:
@@ -175,26 +175,30 @@ class Predator:
 
     def _calls(self, tensors: Sequence[Tensor], batches: Sequence[tuple[int, int]]) -> list[Call]:
         """One call a batch, all to the endpoint that this request is routed to."""
-        endpoint = self._route()
-        return [Call(endpoint, self._body(tensors, *batch), self.timeout) for batch in batches]
+        route = self._route()
+        return [
+            Call(route.endpoint, _body(route, tensors, start, stop), self.timeout) for start, stop in batches
+        ]
 
-    def _route(self) -> Endpoint:
-        """The endpoint of one request: random by percentage (contract of the config: they sum to 100)."""
+    def _route(self) -> ModelRoute:
+        """Where a request goes: random by percentage (validation has seen that they sum to 100)."""
         if len(self.routes) == 1:
-            return self.routes[0].endpoint
+            return self.routes[0]
         roll = random.randint(1, 100)
-        return next(route.endpoint for route in self.routes if roll <= route.upto)
-
-    def _body(self, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
-        parts = [self.heads.get(stop - start, [tensor.shape for tensor in tensors])]
-        for tensor in tensors:
-            parts += encode_raw(tensor.raw(start, stop))
-        return tuple(parts)
+        return next(route for route in self.routes if roll <= route.upto)
 
     def _answer(self, reply: Reply) -> list[bytes]:
         if reply.status:
             raise WireError(cause(reply))
         return decode_outputs(reply.body, [(output.name, output.data_type) for output in self.outputs])
+
+
+def _body(route: ModelRoute, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
+    """A request for rows start … stop − 1, as parts."""
+    parts = [route.heads.get(stop - start, [tensor.shape for tensor in tensors])]
+    for tensor in tensors:
+        parts += encode_raw(tensor.raw(start, stop))
+    return tuple(parts)
 
 
 class _Scores:
