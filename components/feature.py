@@ -15,7 +15,7 @@ import numpy as np
 from components.cache import FeatureCache
 from components.columns import text_of
 from components.fetched import FetchedLayout, Lines
-from components.keys import Keys, distinct_keys
+from components.keys import Keys, distinct_keys, encoded_batches
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn
@@ -62,8 +62,8 @@ class Feature:
 
     def run(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
-        keys = distinct_keys(matrix, self.keys, reference=self.reference)
-        if (keys.index < 0).any():
+        keys = distinct_keys(matrix, self.keys, self.batch_size, reference=self.reference)
+        if keys.gaps:
             self._mark_gaps(scoring, keys)
         if self.composite is not None:
             joined = [b"|".join(keys.parts(key)) for key in range(keys.count)]
@@ -71,27 +71,28 @@ class Feature:
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
-        missing, hits = self._look_up(keys)
-        batches = [missing[at : at + self.batch_size] for at in range(0, len(missing), self.batch_size)]
-        bodies: list[tuple[bytes, Rows]] = []
-        if batches:
-            replies = yield [
-                Call(self.endpoint, (self.head, keys.encode(batch, reference=self.reference)), self.timeout)
-                for batch in batches
-            ]
-            bodies = self._answered(scoring, keys, batches, replies)
-        lines.expect(
-            matrix.slot, sum(len(body) for body, _ in bodies) + sum(len(record) for _, record in hits)
-        )
+        asked, hits = self._look_up(keys)
+        answered: list[tuple[bytes, Rows]] = []
+        if asked:
+            endpoint, head, timeout = self.endpoint, self.head, self.timeout
+            replies = yield [Call(endpoint, (head, entries), timeout) for _, entries in asked]
+            for (batch, _), reply in zip(asked, replies, strict=True):
+                if reply.status:
+                    self._fail_keys(scoring, keys, batch, cause(reply))
+                else:
+                    answered.append((reply.body, batch))
+        if self.layout.variable is not None:
+            lines.expect(matrix.slot, sum(len(b) for b, _ in answered) + sum(len(r) for _, r in hits))
         for line, record in hits:
             lines.unpack(line, record)
-        for body, batch in bodies:
+        for body, batch in answered:
             try:
                 lines.read(body, batch, reference=self.reference)
             except WireError as error:
                 self._fail_keys(scoring, keys, batch, str(error))
                 continue
-            self._remember(keys, lines, batch)
+            if self.caching is not None:
+                self._remember(self.caching, keys, lines, batch)
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:
             self._derive(matrix, derived)
@@ -99,27 +100,22 @@ class Feature:
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause)
 
-    def _look_up(self, keys: Keys) -> tuple[Rows, list[tuple[int, bytes]]]:
-        """The keys that are to be fetched, and (line, record) of those that the cache has."""
+    def _look_up(self, keys: Keys) -> tuple[list[tuple[Rows, bytes]], list[tuple[int, bytes]]]:
+        """The keys that are to be fetched, in encoded batches; (line, record) of those that the cache has."""
         if (rule := self.caching) is None:
-            return np.arange(keys.count, dtype=np.int32), []
+            return keys.batches(self.batch_size), []
         names = [rule.prefix + b"|".join(keys.parts(key)) for key in range(keys.count)]
         found = rule.cache.get_many(names)
         missing = [line for line, record in enumerate(found) if record is None]
         hits = [(line, record) for line, record in enumerate(found) if record is not None]
-        return np.array(missing, np.int32), hits
+        return encoded_batches(keys, np.array(missing, np.int32), self.batch_size), hits
 
-    def _remember(self, keys: Keys, lines: Lines, batch: Rows) -> None:
+    def _remember(self, rule: CacheRule, keys: Keys, lines: Lines, batch: Rows) -> None:
         """Caches what was fetched; a key without a first value is asked for again next time."""
-        if (rule := self.caching) is not None:
-            rule.cache.put_many(
-                (
-                    (rule.prefix + b"|".join(keys.parts(line)), lines.pack(line))
-                    for line in batch.tolist()
-                    if lines.has_first(line)
-                ),
-                rule.ttl,
-            )
+        fetched = [line for line in batch.tolist() if lines.has_first(line)]
+        rule.cache.put_many(
+            ((rule.prefix + b"|".join(keys.parts(line)), lines.pack(line)) for line in fetched), rule.ttl
+        )
 
     def _mark_gaps(self, scoring: Scoring, keys: Keys) -> None:
         """Rows with an empty key part are not sent upstream; they say why."""
@@ -127,18 +123,6 @@ class Feature:
             rows = keys.rows_without(part)
             if len(rows):
                 scoring.fail(self.name, f"key column {name!r} is empty", rows)
-
-    def _answered(
-        self, scoring: Scoring, keys: Keys, batches: Sequence[Rows], replies: Sequence[Reply]
-    ) -> list[tuple[bytes, Rows]]:
-        """The bodies of the calls that succeeded; the rows of the others are marked."""
-        out = []
-        for batch, reply in zip(batches, replies, strict=True):
-            if reply.status:
-                self._fail_keys(scoring, keys, batch, cause(reply))
-            else:
-                out.append((reply.body, batch))
-        return out
 
     def _fail_keys(self, scoring: Scoring, keys: Keys, batch: Rows, reason: str) -> None:
         rows = np.flatnonzero(np.isin(keys.index, batch)).astype(np.int32)

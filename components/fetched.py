@@ -20,6 +20,7 @@ from shared.shm_matrix import EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, S
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
 
+TABLES_KEPT = 1024  # numbers of lines whose table is kept: at most 40 bytes a feature each
 NO_STARTS = np.empty((0, 0), np.int64)
 NO_SIZES = np.empty((0, 0), np.int32)
 NO_HEAP = np.empty(0, np.uint8)
@@ -45,6 +46,7 @@ class FetchedLayout:
         self.fixed = sorted((b for b in blocks if b.spec.width), key=lambda b: -b.spec.width)
         self.variable = next((b for b in blocks if not b.spec.width), None)
         self.blocks = [*self.fixed, *([self.variable] if self.variable else [])]
+        self._tables: dict[int, npt.NDArray[np.int64]] = {}
         self._constant = np.zeros((features, 5), np.int64)
         self._per_line = np.zeros((features, 5), np.int64)
         self.cells_at: list[int] = []  # by fixed block: bytes a line before its cells
@@ -71,8 +73,13 @@ class FetchedLayout:
                 per_line[kernels.STATES] = self.states_at[number]
 
     def table(self, lines: int) -> npt.NDArray[np.int64]:
-        """The table that kernels.read_result writes by, for this many lines."""
-        return self._constant + self._per_line * lines
+        """The table that kernels.read_result writes by, for this many lines; not to be written to."""
+        table = self._tables.get(lines)
+        if table is None:
+            table = self._constant + self._per_line * lines
+            if len(self._tables) < TABLES_KEPT:
+                self._tables[lines] = table
+        return table
 
 
 class Lines:

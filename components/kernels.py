@@ -10,7 +10,9 @@ before a negative code is garbage and is written again by whoever goes on. They 
 signatures, when this module is first imported after an installation, and loaded from the cache after that.
 
 Wire facts: https://protobuf.dev/programming-guides/encoding/. Fields may come in any order, unknown ones are
-skipped, and the last one of a scalar field counts.
+skipped, and so are known ones of another wire type; the last one of a scalar field counts. A tag has at most 32
+bits, and tags and lengths have at most five bytes. A string that is not UTF-8 spoils its message even where
+nobody reads it: kernels only look whether it is ASCII, and leave the others to the reference.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ __all__ = [
     "MALFORMED",
     "NO_ROOM",
     "UNUSUAL",
+    "ask_keys",
     "collect_cells",
     "collect_texts",
     "distinct_keys",
@@ -39,8 +42,8 @@ __all__ = [
     "write_scores",
 ]
 
-MALFORMED = -1  # no such message: truncated, a bad tag, a wire type that does not fit
-UNUSUAL = -2  # a message that is well formed, but not what this kernel is for: ask the reference
+MALFORMED = -1  # no message: truncated, a bad tag, a length that runs over
+UNUSUAL = -2  # maybe a message, but not what this kernel is for: ask the reference
 NO_ROOM = -3  # the output is too small: the caller's mistake
 
 U8 = types.Array(types.uint8, 1, "C", readonly=True)
@@ -72,34 +75,44 @@ def _kernel(signature: Any) -> Callable[[Function], Function]:
 
 
 @_inline
-def _varint(data, at, end):
-    """(value, next); next is −1 when it runs over the end or over 64 bits."""
+def _varint(data, at, end, most):
+    """(value, next) of a varint of at most `most` bytes; next is MALFORMED when it is longer or runs over."""
     value = np.uint64(0)
     shift = np.uint64(0)
-    while at < end and shift < 64:
+    while at < end and shift < 7 * most:
         byte = data[at]
         at += 1
         value |= np.uint64(byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
         shift += np.uint64(7)
-    return np.uint64(0), -1
+    return np.uint64(0), MALFORMED
+
+
+@_inline
+def _tag(data, at, end):
+    """(tag, next); next is MALFORMED for field 0 and for more than 32 bits."""
+    tag, at = _varint(data, at, end, 5)
+    if tag < np.uint64(8) or tag > np.uint64(0xFFFFFFFF):
+        return tag, MALFORMED
+    return tag, at
 
 
 @_inline
 def _length(data, at, end):
-    """(start, stop) of a length-delimited field whose length stands at `at`; start is −1 when it runs over."""
-    size, start = _varint(data, at, end)
+    """(start, stop) of a length-delimited field whose length stands at `at`; start is MALFORMED when it runs over."""
+    size, start = _varint(data, at, end, 5)
     if start < 0 or size > np.uint64(end - start):
-        return -1, -1
+        return MALFORMED, MALFORMED
     return start, start + np.int64(size)
 
 
 @_inline
-def _skip(data, at, end, wire):
-    """The place after a field of this wire type; −1 when it runs over or cannot be skipped."""
+def _skip(data, at, end, tag):
+    """The place after a field with this tag that nobody reads; negative when it cannot be skipped."""
+    wire = tag & np.uint64(7)
     if wire == 0:
-        _, at = _varint(data, at, end)
+        _, at = _varint(data, at, end, 10)
     elif wire == 1:
         at += 8
     elif wire == 2:
@@ -107,8 +120,26 @@ def _skip(data, at, end, wire):
     elif wire == 5:
         at += 4
     else:
-        return -1
-    return at if at <= end else -1
+        return UNUSUAL  # a group, which may well be one, or nothing
+    return at if at <= end else MALFORMED
+
+
+@_inline
+def _ascii(data, start, stop):
+    """Whether these bytes are ASCII, and so UTF-8 for certain."""
+    high = np.uint8(0)
+    for i in range(start, stop):
+        high |= data[i]
+    return high < 0x80
+
+
+@_inline
+def _skip_text(data, at, end):
+    """The place after a string field that nobody reads; UNUSUAL when it may not be UTF-8."""
+    start, stop = _length(data, at, end)
+    if start < 0:
+        return start
+    return stop if _ascii(data, start, stop) else UNUSUAL
 
 
 @_inline
@@ -233,7 +264,68 @@ def encode_keys(heap: Any, starts: Any, sizes: Any, firsts: Any, begin: Any, end
     return at
 
 
+@_kernel(INT(U8, I64_2, I32_2, INT, I32_OUT, I32_OUT, I32_OUT, U8_OUT, types.int64[::1]))
+def ask_keys(
+    heap: Any,
+    starts: Any,
+    sizes: Any,
+    batch: Any,
+    table: Any,
+    index: Any,
+    firsts: Any,
+    out: Any,
+    ends: Any,
+) -> int:
+    """`distinct_keys`, then `encode_keys` of all of them in batches of `batch` keys; returns how many there are.
+
+    ends[i]: where batch i ends in `out`; ends[-1]: how many rows have no key.
+    """
+    count = distinct_keys(heap, starts, sizes, table, index, firsts)
+    if count < 0:
+        return count
+    gaps = 0
+    for row in range(starts.shape[1]):
+        if index[row] < 0:
+            gaps += 1
+    at = 0
+    number = 0
+    for begin in range(0, count, batch):
+        size = encode_keys(heap, starts, sizes, firsts, begin, min(begin + batch, count), out[at:])
+        if size < 0:
+            return size
+        at += size
+        if number >= ends.shape[0] - 1:
+            return NO_ROOM
+        ends[number] = at
+        number += 1
+    ends[-1] = gaps
+    return count
+
+
 # --- feature rows
+
+
+@_inline
+def _skip_feature_schema(data, at, end):
+    """The place after a Result's FeatureSchema (1 feature_group_label, 2 features{1 label}); negative as _skip's."""
+    at, end = _length(data, at, end)
+    while 0 <= at < end:
+        tag, at = _tag(data, at, end)
+        if at < 0:
+            return at
+        if tag == 0x0A:
+            at = _skip_text(data, at, end)
+        elif tag == 0x12:
+            at, stop = _length(data, at, end)
+            while 0 <= at < stop:
+                tag, at = _tag(data, at, stop)
+                if at < 0:
+                    return at
+                at = _skip_text(data, at, stop) if tag == 0x0A else _skip(data, at, stop, tag)
+        else:
+            at = _skip(data, at, end, tag)
+    return at
+
 
 WIDTH, CELLS, STRIDE, STATES, STATE_STRIDE = range(5)  # columns of the table of read_result
 
@@ -257,15 +349,18 @@ def read_result(
     count = lines.shape[0]
     row = 0
     while at < end:
-        tag, at = _varint(body, at, end)
+        tag, at = _tag(body, at, end)
         if at < 0:
-            return MALFORMED
+            return at
         if tag != 0x22:
-            if tag >> np.uint64(3) == 0 or tag == 0x20 or tag == 0x21 or tag == 0x25:
-                return MALFORMED
-            at = _skip(body, at, end, np.int64(tag & np.uint64(7)))
+            if tag == 0x0A or tag == 0x12:
+                at = _skip_text(body, at, end)
+            elif tag == 0x1A:
+                at = _skip_feature_schema(body, at, end)
+            else:
+                at = _skip(body, at, end, tag)
             if at < 0:
-                return MALFORMED
+                return at
             continue
         inner, stop = _length(body, at, end)
         if inner < 0:
@@ -276,15 +371,13 @@ def read_result(
         line = np.int64(lines[row])
         column = 0
         while inner < stop:
-            tag, inner = _varint(body, inner, stop)
+            tag, inner = _tag(body, inner, stop)
             if inner < 0:
-                return MALFORMED
+                return inner
             if tag != 0x12:
-                if tag >> np.uint64(3) == 0 or tag == 0x10 or tag == 0x11 or tag == 0x15:
-                    return MALFORMED
-                inner = _skip(body, inner, stop, np.int64(tag & np.uint64(7)))
+                inner = _skip_text(body, inner, stop) if tag == 0x0A else _skip(body, inner, stop, tag)
                 if inner < 0:
-                    return MALFORMED
+                    return inner
                 continue
             start, inner = _length(body, inner, stop)
             if start < 0:
@@ -417,15 +510,15 @@ def read_scores(body: Any, first: Any, scores: Any) -> int:
         return UNUSUAL
     row = 0
     while at < stop:
-        tag, at = _varint(body, at, stop)
+        tag, at = _tag(body, at, stop)
         if at < 0:
-            return MALFORMED
+            return at
         if tag != 0x12:
             if tag != 0x0A:
                 return UNUSUAL
-            at = _skip(body, at, stop, 2)
+            at = _skip_text(body, at, stop)
             if at < 0:
-                return MALFORMED
+                return at
             continue
         inner, after = _length(body, at, stop)
         if inner < 0:
@@ -477,15 +570,13 @@ def scan_request(body: Any, tag: Any, counts: Any) -> int:
     counts[:] = 0
     while at < end:
         begin = at
-        found, at = _varint(body, at, end)
-        if at < 0 or found >> np.uint64(3) == 0:
-            return MALFORMED
+        found, at = _tag(body, at, end)
+        if at < 0:
+            return at
         if found != np.uint64(tag):
-            if found >> np.uint64(3) == np.uint64(tag >> 3):
-                return MALFORMED
-            at = _skip(body, at, end, np.int64(found & np.uint64(7)))
+            at = _skip(body, at, end, found)
             if at < 0:
-                return MALFORMED
+                return at
             counts[2] += at - begin
             continue
         inner, at = _length(body, at, end)
@@ -493,14 +584,14 @@ def scan_request(body: Any, tag: Any, counts: Any) -> int:
             return MALFORMED
         values = 0
         while inner < at:
-            found, inner = _varint(body, inner, at)
-            if inner < 0 or found >> np.uint64(3) == 0:
-                return MALFORMED
+            found, inner = _tag(body, inner, at)
+            if inner < 0:
+                return inner
             if found == 0x12:
                 values += 1
-            inner = _skip(body, inner, at, np.int64(found & np.uint64(7)))
+            inner = _skip(body, inner, at, found)
             if inner < 0:
-                return MALFORMED
+                return inner
         counts[0] += 1
         counts[1] = max(counts[1], values)
     return 0
@@ -523,13 +614,13 @@ def read_targets(
     value_starts[:, :] = 0
     while at < end:
         begin = at
-        found, at = _varint(body, at, end)
+        found, at = _tag(body, at, end)
         if at < 0:
-            return MALFORMED
+            return at
         if found != np.uint64(tag):
-            at = _skip(body, at, end, np.int64(found & np.uint64(7)))
+            at = _skip(body, at, end, found)
             if at < 0:
-                return MALFORMED
+                return at
             if kept + at - begin > rest.shape[0]:
                 return NO_ROOM
             kept = _copy(body, begin, at - begin, rest, kept)
@@ -543,9 +634,9 @@ def read_targets(
         id_sizes[row] = 0
         values = 0
         while inner < at:
-            found, inner = _varint(body, inner, at)
+            found, inner = _tag(body, inner, at)
             if inner < 0:
-                return MALFORMED
+                return inner
             if found == 0x0A or found == 0x12:
                 start, inner = _length(body, inner, at)
                 if start < 0:
@@ -553,9 +644,8 @@ def read_targets(
                 if found == 0x0A:
                     id_starts[row] = start
                     id_sizes[row] = inner - start
-                    for i in range(start, inner):
-                        if body[i] >= 0x80:
-                            return UNUSUAL
+                    if not _ascii(body, start, inner):
+                        return UNUSUAL
                 else:
                     if values >= value_starts.shape[0]:
                         return NO_ROOM
@@ -563,11 +653,9 @@ def read_targets(
                     value_sizes[values, row] = inner - start
                     values += 1
             else:
-                if found >> np.uint64(3) <= 2:
-                    return MALFORMED
-                inner = _skip(body, inner, at, np.int64(found & np.uint64(7)))
+                inner = _skip(body, inner, at, found)
                 if inner < 0:
-                    return MALFORMED
+                    return inner
         row += 1
     return row
 

@@ -1,28 +1,150 @@
-"""The distinct keys of a component's rows."""
+"""The distinct keys of a component's rows, and the query entries that ask for them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from components import kernels
 from components.onfs_wire import encode_keys
+from components.wire import field_head
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn
 
-__all__ = ["Keys", "distinct_keys"]
+__all__ = ["Keys", "distinct_keys", "lines"]
 
-HASH_BITS_PER_ROW = 2  # table places a row: half of them stay empty
+QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
+KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
+
+_COUNTING: Rows = np.arange(1 << 14, dtype=np.int32)
+_ZEROS: Rows = np.zeros(1 << 14, np.int32)
 
 
-class Keys:
-    """The distinct keys of the rows, in order of their first row.
+def lines(start: int, stop: int) -> Rows:
+    """start … stop − 1; not to be written to."""
+    return _COUNTING[start:stop] if stop <= len(_COUNTING) else np.arange(start, stop, dtype=np.int32)
 
-    `index` (int32 [rows]) is the number of each row's key, −1 where a part of it is empty: such a row has no key.
-    """
 
-    __slots__ = ("_first", "_heap", "_sizes", "_starts", "count", "index")
+class Keys(Protocol):
+    """The distinct keys of the rows, in order of their first row."""
+
+    count: int
+    index: Rows
+    """int32 [rows]: the number of each row's key, −1 where a part of it is empty: such a row has no key."""
+    gaps: bool
+    """Whether some row has no key."""
+
+    def parts(self, key: int) -> tuple[bytes, ...]:
+        """The parts of one key."""
+        ...
+
+    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
+        """All keys in batches of `size`: their numbers, and the `keys` entries of a Query for them.
+
+        Raises WireError for a key that is not UTF-8.
+        """
+        ...
+
+    def rows_without(self, part: int) -> Rows:
+        """The rows whose key has no value in this part."""
+        ...
+
+
+def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int, *, reference: bool) -> Keys:
+    """The distinct keys of all rows over these text columns (external ids), to be asked for in batches."""
+    found = [matrix.texts[column] for column in columns]
+    if all(column is None or column.constant for column in found):
+        return _OneKey(matrix, found)
+    heap, starts, sizes = _gathered(matrix.rows, found)
+    if not reference:
+        asked = _AskedKeys.ask(heap, starts, sizes, batch)
+        if asked is not None:
+            return asked
+    index = np.empty(matrix.rows, np.int32)
+    first = np.empty(matrix.rows, np.int32)
+    return _ListedKeys(heap, starts, sizes, index, first, _distinct(heap, starts, sizes, index, first))
+
+
+def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
+    """These keys (int32 [n]) in batches, as `Keys.batches`."""
+    batches = [wanted[at : at + size] for at in range(0, len(wanted), size)]
+    return [(batch, encode_keys(keys.parts(key) for key in batch.tolist())) for batch in batches]
+
+
+class _OneKey:
+    """All rows have one key: no column of it varies."""
+
+    __slots__ = ("_parts", "count", "gaps", "index")
+
+    def __init__(self, matrix: ShmMatrix, columns: Sequence[TextColumn | None]) -> None:
+        self._parts = tuple(b"" if column is None else column.first() for column in columns)
+        self.gaps = not all(self._parts)
+        self.count = 0 if self.gaps else 1
+        rows = matrix.rows
+        if self.gaps:
+            self.index = np.full(rows, -1, np.int32)
+        else:
+            self.index = _ZEROS[:rows] if rows <= len(_ZEROS) else np.zeros(rows, np.int32)
+
+    def parts(self, key: int) -> tuple[bytes, ...]:
+        return self._parts
+
+    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
+        if self.gaps:
+            return []
+        if not all(part.isascii() for part in self._parts):
+            return [(lines(0, 1), encode_keys([self._parts]))]
+        cols = b"".join(field_head(KEYS_COLS, len(part)) + part for part in self._parts)
+        return [(lines(0, 1), field_head(QUERY_KEYS, len(cols)) + cols)]
+
+    def rows_without(self, part: int) -> Rows:
+        return np.empty(0, np.int32) if self._parts[part] else np.arange(len(self.index), dtype=np.int32)
+
+    def __repr__(self) -> str:
+        return f"<_OneKey {self._parts} of {len(self.index)} rows>"
+
+
+class _ListedKeys:
+    """Distinct keys by the place of their parts in a heap."""
+
+    __slots__ = ("_first", "_heap", "_sizes", "_starts", "count", "gaps", "index")
+
+    def __init__(
+        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, index: Rows, first: Rows, count: int
+    ) -> None:
+        """starts, sizes [parts, rows] of `heap`; first [≥ keys]: the first row of each key."""
+        self.count = count
+        self.index = index
+        self.gaps = bool((index < 0).any())
+        self._heap = heap
+        self._starts = starts
+        self._sizes = sizes
+        self._first = first
+
+    def parts(self, key: int) -> tuple[bytes, ...]:
+        row = int(self._first[key])
+        return tuple(
+            self._heap[start : start + size].tobytes()
+            for start, size in zip(self._starts[:, row].tolist(), self._sizes[:, row].tolist(), strict=True)
+        )
+
+    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
+        return encoded_batches(self, lines(0, self.count), size)
+
+    def rows_without(self, part: int) -> Rows:
+        return np.flatnonzero(self._sizes[part] == 0).astype(np.int32)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.count} of {len(self.index)} rows>"
+
+
+class _AskedKeys(_ListedKeys):
+    """The same, found and encoded in one go by a kernel."""
+
+    __slots__ = ("_batches",)
 
     def __init__(
         self,
@@ -31,85 +153,87 @@ class Keys:
         sizes: Rows,
         index: Rows,
         first: Rows,
+        count: int,
+        gaps: bool,
+        batches: list[tuple[Rows, bytes]],
     ) -> None:
-        """starts, sizes [parts, rows] of `heap`; first [keys]: the first row of each key."""
-        self.count = len(first)
+        self.count = count
         self.index = index
+        self.gaps = gaps
         self._heap = heap
         self._starts = starts
         self._sizes = sizes
         self._first = first
+        self._batches = batches
 
-    def parts(self, key: int) -> tuple[bytes, ...]:
-        """The parts of one key."""
-        row = int(self._first[key])
-        return tuple(
-            self._heap[start : start + size].tobytes()
-            for start, size in zip(self._starts[:, row].tolist(), self._sizes[:, row].tolist(), strict=True)
-        )
+    @classmethod
+    def ask(cls, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, batch: int) -> _AskedKeys | None:
+        """None when a key needs the reference: it is not ASCII."""
+        rows = starts.shape[1]
+        index = np.empty(rows, np.int32)
+        first = np.empty(rows, np.int32)
+        ends = np.empty(rows // batch + 2, np.int64)
+        scratch = _scratch
+        table = scratch.table(rows)
+        while True:
+            out = scratch.out
+            count = kernels.ask_keys(heap, starts, sizes, batch, table, index, first, out, ends)
+            if count != kernels.NO_ROOM:
+                break
+            scratch.grow()
+        if count < 0:
+            return None
+        batches = []
+        at = 0
+        for number, begin in enumerate(range(0, count, batch)):
+            end = int(ends[number])
+            batches.append((lines(begin, min(begin + batch, count)), out[at:end].tobytes()))
+            at = end
+        return cls(heap, starts, sizes, index, first, count, bool(ends[-1]), batches)
 
-    def encode(self, keys: Rows, *, reference: bool) -> bytes:
-        """The `keys` entries of a Query for these keys (int32 [n]). Raises WireError when one is not UTF-8."""
-        if not reference:
-            rows = self._first[keys]
-            parts = len(self._starts)
-            room = int(self._sizes[:, rows].sum()) + len(rows) * (11 + 6 * parts)
-            out = np.empty(room, np.uint8)
-            size = kernels.encode_keys(self._heap, self._starts, self._sizes, rows, 0, len(rows), out)
-            if size >= 0:
-                return out[:size].tobytes()
-        return encode_keys(self.parts(key) for key in keys.tolist())
-
-    def rows_without(self, part: int) -> Rows:
-        """The rows whose key has no value in this part."""
-        empty = np.broadcast_to(self._sizes[part] == 0, self.index.shape)
-        return np.flatnonzero(empty).astype(np.int32)
-
-    def __repr__(self) -> str:
-        return f"<Keys {self.count} of {len(self.index)} rows>"
-
-
-def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], *, reference: bool) -> Keys:
-    """The distinct keys of all rows over these text columns (external ids)."""
-    found = [matrix.texts[column] for column in columns]
-    heap, starts, sizes, rows = _gathered(matrix, found)
-    index = np.empty(rows, np.int32)
-    first = np.empty(rows, np.int32)
-    if reference:
-        count = _distinct(heap, starts, sizes, index, first)
-    else:
-        table = np.empty(1 << (HASH_BITS_PER_ROW * max(rows, 1) - 1).bit_length(), np.int32)
-        count = kernels.distinct_keys(heap, starts, sizes, table, index, first)
-    if rows != matrix.rows:
-        index = np.full(matrix.rows, index[0], np.int32)
-    return Keys(heap, starts, sizes, index, first[:count])
+    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
+        return self._batches
 
 
-def _gathered(
-    matrix: ShmMatrix, columns: Sequence[TextColumn | None]
-) -> tuple[Bytes, npt.NDArray[np.int64], Rows, int]:
-    """The columns as one heap and [parts, rows] of places in it; one row when all columns are constant."""
-    present = [column for column in columns if column is not None]
-    rows = 1 if all(column.constant for column in present) else matrix.rows
-    if len(present) == len(columns) == 1:
-        only = present[0]
-        return only.heap, only.starts.reshape(1, -1), only.sizes.reshape(1, -1), rows
+class _Scratch(threading.local):
+    """Memory that a kernel needs during one call, kept between calls; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.out = np.empty(1 << 16, np.uint8)
+        self._table = np.empty(1 << 12, np.int32)
+
+    def table(self, rows: int) -> Rows:
+        """A hash table for so many rows: a power of two of places, half of them empty at least."""
+        places = 1 << max(2 * rows - 1, 1).bit_length()
+        if places > len(self._table):
+            self._table = np.empty(places, np.int32)
+        return self._table[:places]
+
+    def grow(self) -> None:
+        self.out = np.empty(2 * len(self.out), np.uint8)
+
+
+_scratch = _Scratch()
+
+
+def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> tuple[Bytes, npt.NDArray[np.int64], Rows]:
+    """The columns as one heap and [parts, rows] of places in it."""
+    if len(columns) == 1 and (only := columns[0]) is not None:
+        return only.heap, only.starts.reshape(1, -1), only.sizes.reshape(1, -1)
     starts = np.zeros((len(columns), rows), np.int64)
     sizes = np.zeros((len(columns), rows), np.int32)
-    heap, offsets = _one_heap(present)
+    heap, offsets = _one_heap([column for column in columns if column is not None])
     for number, column in enumerate(columns):
         if column is not None:
             starts[number] = column.starts
             starts[number] += offsets[id(column.heap)]
             sizes[number] = column.sizes
-    return heap, starts, sizes, rows
+    return heap, starts, sizes
 
 
 def _one_heap(columns: Sequence[TextColumn]) -> tuple[Bytes, dict[int, int]]:
     """One heap for all columns, and the offset of each one's own in it. They usually share one already."""
     heaps = {id(column.heap): column.heap for column in columns}
-    if not heaps:
-        return np.empty(0, np.uint8), {}
     if len(heaps) == 1:
         ((number, heap),) = heaps.items()
         return heap, {number: 0}

@@ -284,11 +284,15 @@ class TextColumn:
         heap, at = slot.copy(text)
         return cls(heap, np.array([at], np.int64), np.array([len(text)], np.int32), constant=True)
 
+    def first(self) -> bytes:
+        """The text of the first row: of all rows when the column is constant."""
+        start = int(self.starts[0])
+        return self.heap[start : start + int(self.sizes[0])].tobytes()
+
     def texts(self, rows: Rows) -> list[bytes]:
         """The texts of `rows` (int32 [n])."""
         if self.constant:
-            start = int(self.starts[0])
-            return [self.heap[start : start + int(self.sizes[0])].tobytes()] * len(rows)
+            return [self.first()] * len(rows)
         return _cut(self.heap, self.starts[rows], self.sizes[rows])
 
 
