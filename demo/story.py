@@ -28,7 +28,7 @@ from demo.pod import ROOT, DemoError, Pod
 from demo.prepare import CONFIGS, HERE, STEPS, Departures, Prepared, config, digest
 from shared.process import cores
 
-__all__ = ["Story", "auc", "banks_of", "one_late"]
+__all__ = ["Story", "auc", "banks_of", "on_route", "one_late"]
 
 BATCH = 200  # targets of a call that scores the whole day
 REPEATS = 200
@@ -58,9 +58,9 @@ class Story:
         prepared = self._prepare()
         departures = prepared.departures()
         day = departures.where(departures.day == self._day)
-        route = _on_route(day, self._day, self._route)
+        route = on_route(day, self._day, self._route)
         with Pod(prepared, self._port) as pod:
-            with self._working("Started feature server, model server and service") as report:
+            with self.working("Started feature server, model server and service") as report:
                 pod.start(report)
             self._show_dag()
             client = Client(pod.address)
@@ -81,12 +81,12 @@ class Story:
     def _prepare(self) -> Prepared:
         prepared = Prepared(HERE / ".data" / digest())
         if not prepared.exists:
-            with self._working("Read a year of flights and trained four models", STEPS) as report:
+            with self.working("Read a year of flights and trained four models", STEPS) as report:
                 _run_prepare(prepared, report)
         return prepared
 
     @contextmanager
-    def _working(self, done: str, steps: int | None = None, *, quick: bool = False) -> Iterator[Report]:
+    def working(self, done: str, steps: int | None = None, *, quick: bool = False) -> Iterator[Report]:
         """A progress display for the block, which reports what it does; ends as one line.
 
         Without a terminal it is a line for each report, or none for what is quick.
@@ -141,7 +141,7 @@ class Story:
         ids = day.id.tolist()
         rows: list[Row] = []
         calls = range(0, len(ids), BATCH)
-        with self._working(f"Scored the {len(ids)} departures of the day", len(calls), quick=True) as report:
+        with self.working(f"Scored the {len(ids)} departures of the day", len(calls), quick=True) as report:
             for start in calls:
                 report(f"scoring departures from {start}")
                 rows += client.point_wise("departures", ids[start : start + BATCH]).targets
@@ -194,7 +194,7 @@ class Story:
     def _show_timings(self, client: Client, route: Departures) -> None:
         self._scene("How long it takes, as this client sees it")
         ids = route.id.tolist()
-        with self._working(
+        with self.working(
             f"Asked PointWise {REPEATS} times for {len(ids)} departures", REPEATS, quick=True
         ) as report:
             for _ in range(REPEATS):
@@ -275,7 +275,7 @@ def _run_prepare(prepared: Prepared, report: Report) -> None:
             raise DemoError(f"Preparing the data failed:\n{errors.read()[-2000:]}")
 
 
-def _on_route(day: Departures, name: str, route: str) -> Departures:
+def on_route(day: Departures, name: str, route: str) -> Departures:
     if not len(day):
         raise DemoError(f"No departures on {name!r}: choose a day from 2013-11-01 to 2013-12-31.")
     origin, _, dest = route.partition("-")
