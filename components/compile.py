@@ -205,6 +205,8 @@ class _Compiler:
         """A column of an answer without slates: a slate model's score has no value there, but its type."""
         models = [model for model in self.models if model.slate_component]
         if any(name in part.model_scores for model in models for part in model.outputs):
+            if self.bounds.string_scores:
+                return OutputColumn(self.layout.source(name), DataType.STRING, 0)
             typed = self._output(self.slate_layout, name)
             return OutputColumn(self.layout.source(name), typed.data_type, typed.vector_dim)
         return self._output(self.layout, name)
@@ -214,12 +216,10 @@ class _Compiler:
         if source.byte is None:
             return OutputColumn(source, DataType.STRING, 0)
         kind = source.byte.data_type
-        if (
-            self.bounds.string_scores
-            and any(name in part.model_scores for model in self.models for part in model.outputs)
-            and (not kind.is_vector or "INT" in kind.name)
+        if self.bounds.string_scores and any(
+            name in part.model_scores for model in self.models for part in model.outputs
         ):
-            return OutputColumn(source, DataType.STRING, 0)
+            return OutputColumn(source, _string_scores_type(kind), 0)
         return OutputColumn(source, kind, source.byte.count if kind.is_vector else 0)
 
     # --- components
@@ -392,6 +392,17 @@ def _scores(model: PredatorComponent) -> Iterable[list[tuple[str, DataType, int]
             (name, element if dims == [1] else element.vector, count)
             for name, dims, count in zip(part.model_scores, part.model_scores_dims, counts, strict=True)
         ]
+
+
+_NEW_SCORES = frozenset((DataType.FP64, DataType.UINT8, DataType.UINT16, DataType.UINT32, DataType.UINT64))
+"""Types of scores that the existing service cannot answer: no client has adapted to a name of theirs."""
+
+
+def _string_scores_type(kind: DataType) -> DataType:
+    """What the existing service names a model score: scalars and vectors of integers are String to it."""
+    if kind.element in _NEW_SCORES or (kind.is_vector and "INT" not in kind.name):
+        return kind
+    return DataType.STRING
 
 
 def _numerix_type(compute: NumerixComponent) -> DataType:
