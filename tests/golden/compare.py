@@ -141,8 +141,8 @@ def _take_errors(message: Any) -> dict[str, Any]:
 
 
 def _differing_lines(expected: Message, actual: Message) -> list[str]:
-    lines = [text_format.MessageToString(message).splitlines() for message in (expected, actual)]
-    return list(difflib.unified_diff(*lines, "expected", "got", lineterm="", n=2)) or [
+    wanted, got = (text_format.MessageToString(message).splitlines() for message in (expected, actual))
+    return list(difflib.unified_diff(wanted, got, "expected", "got", lineterm="")) or [
         "unknown fields differ"
     ]
 
