@@ -139,7 +139,7 @@ class Endpoint:
         except OSError as error:  # includes ssl.SSLError
             self._failed(connection, str(error) or type(error).__name__)
         except asyncio.CancelledError:
-            connection.abort("channel closed")
+            self._give_up(connection, "channel closed")
             raise
         finally:
             del self._outcomes[connection]
@@ -147,8 +147,12 @@ class Endpoint:
     def _failed(self, connection: ClientConnection, reason: str) -> None:
         self.failures += 1
         self.error = reason
-        connection.abort(reason)
+        self._give_up(connection, reason)
         self._owner.endpoint_failed(self)
+
+    def _give_up(self, connection: ClientConnection, reason: str) -> None:
+        self._outcomes[connection].cancel()  # nobody waits for it any more
+        connection.abort(reason)
 
     # -- Listener of the connections -----------------------------------------------------------------------
 
