@@ -16,11 +16,11 @@ from components import kernels
 from components.onfs_wire import decode_rows
 from components.wire import WireError
 from dag.layout import BlockSpec
-from shared.shm_matrix import EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
+from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
 
-TABLES_KEPT = 1024  # numbers of lines whose table is kept: at most 40 bytes a feature each
+SHAPES_KEPT = 1024  # numbers of lines whose shape is kept: 40 bytes a feature each
 NO_STARTS = np.empty((0, 0), np.int64)
 NO_SIZES = np.empty((0, 0), np.int32)
 NO_HEAP = np.empty(0, np.uint8)
@@ -46,7 +46,7 @@ class FetchedLayout:
         self.fixed = sorted((b for b in blocks if b.spec.width), key=lambda b: -b.spec.width)
         self.variable = next((b for b in blocks if not b.spec.width), None)
         self.blocks = [*self.fixed, *([self.variable] if self.variable else [])]
-        self._tables: dict[int, npt.NDArray[np.int64]] = {}
+        self._shapes: dict[int, LinesShape] = {}
         self._constant = np.zeros((features, 5), np.int64)
         self._per_line = np.zeros((features, 5), np.int64)
         self.cells_at: list[int] = []  # by fixed block: bytes a line before its cells
@@ -72,48 +72,64 @@ class FetchedLayout:
                     per_line[kernels.CELLS] = self.cells_at[number]
                 per_line[kernels.STATES] = self.states_at[number]
 
+    def shape(self, lines: int) -> LinesShape:
+        """Where everything lies for this many lines."""
+        shape = self._shapes.get(lines)
+        if shape is None:
+            shape = LinesShape(self, lines)
+            if len(self._shapes) < SHAPES_KEPT:
+                self._shapes[lines] = shape
+        return shape
+
     def table(self, lines: int) -> npt.NDArray[np.int64]:
-        """The table that kernels.read_result writes by, for this many lines; not to be written to."""
-        table = self._tables.get(lines)
-        if table is None:
-            table = self._constant + self._per_line * lines
-            if len(self._tables) < TABLES_KEPT:
-                self._tables[lines] = table
-        return table
+        """The table that kernels.read_result writes by, for this many lines."""
+        return self._constant + self._per_line * lines
+
+
+class LinesShape:
+    """Where the cells and states of so many lines lie in their arena."""
+
+    __slots__ = ("cells", "count", "size", "states", "states_at", "table")
+
+    def __init__(self, layout: FetchedLayout, count: int) -> None:
+        self.count = count
+        self.table = layout.table(count)
+        self.size = layout.line_bytes * count
+        self.cells: list[tuple[int, int, int, int]] = []  # by fixed block: number, width, start, stop
+        for block, at in zip(layout.fixed, layout.cells_at, strict=True):
+            size = block.spec.width * len(block.asked) * count
+            self.cells.append((block.number, block.spec.width, at * count, at * count + size))
+        self.states: list[tuple[int, int, int]] = []  # by block: start, stop, columns
+        for block, at in zip(layout.blocks, layout.states_at, strict=True):
+            columns = len(block.asked)
+            self.states.append((at * count, (at + columns) * count, columns))
+        self.states_at = self.states[0][0] if self.states else 0
 
 
 class Lines:
     """The lines of one request: unwritten (ABSENT) until an answer is read into them."""
 
+    __slots__ = ("_arena", "_blocks", "_heap", "_heap_at", "_layout", "_table", "_var")
+
     def __init__(self, layout: FetchedLayout, slot: Slot, count: int) -> None:
+        shape = layout.shape(count)
         self._layout = layout
-        self._table = layout.table(count)
-        self._arena = slot.allocate(layout.line_bytes * count)
-        states = layout.states_at[0] * count if layout.states_at else 0
-        self._arena[states:] = 0
+        self._table = shape.table
+        self._arena = arena = slot.allocate(shape.size)
+        arena[shape.states_at :] = ABSENT
         self._blocks: list[tuple[int, CellBlock]] = []
-        for number, block in enumerate(layout.fixed):
-            size = block.spec.width * len(block.asked) * count
-            start = layout.cells_at[number] * count
-            self._blocks.append(
-                (
-                    block.number,
-                    CellBlock(
-                        self._arena[start : start + size], self._states(number, count), block.spec.width
-                    ),
-                )
-            )
+        for (number, width, start, stop), (first, last, columns) in zip(
+            shape.cells, shape.states, strict=False
+        ):
+            states = arena[first:last].reshape(count, columns)
+            self._blocks.append((number, CellBlock(arena[start:stop], states, width)))
         self._var: VarBlock | None = None
         if layout.variable is not None:
-            self._var = VarBlock(slot, count, len(layout.variable.asked))
-            self._var.states = self._states(len(layout.fixed), count)
+            first, last, columns = shape.states[-1]
+            self._var = VarBlock(slot, count, columns)
+            self._var.states = arena[first:last].reshape(count, columns)
         self._heap: Bytes = NO_HEAP
         self._heap_at = 0
-
-    def _states(self, number: int, count: int) -> Bytes:
-        start = self._layout.states_at[number] * count
-        columns = len(self._layout.blocks[number].asked)
-        return self._arena[start : start + columns * count].reshape(count, columns)
 
     def expect(self, slot: Slot, size: int) -> None:
         """Makes room for the variable values of answers of `size` bytes together."""
@@ -144,7 +160,18 @@ class Lines:
             if at >= 0:
                 self._heap_at = at
                 return
-        self._read_reference(body, lines)
+        try:
+            self._read_reference(body, lines)
+        except WireError:
+            self._forget(lines)  # the kernel may have begun
+            raise
+
+    def _forget(self, lines: Rows) -> None:
+        for _, block in self._blocks:
+            block.states[lines] = ABSENT
+        if self._var is not None:
+            self._var.states[lines] = ABSENT
+            self._var.sizes[lines] = 0
 
     def _read_reference(self, body: bytes, lines: Rows) -> None:
         rows = decode_rows(body, len(lines), self._layout.features)

@@ -128,8 +128,8 @@ def _skip(data, at, end, tag):
 def _ascii(data, start, stop):
     """Whether these bytes are ASCII, and so UTF-8 for certain."""
     high = np.uint8(0)
-    for i in range(start, stop):
-        high |= data[i]
+    for byte in data[start:stop]:
+        high |= byte
     return high < 0x80
 
 

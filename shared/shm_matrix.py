@@ -129,9 +129,12 @@ class Slot:
         return heap, start
 
     def reset(self) -> list[Chunk]:
-        """Takes the memory off this slot and returns it; the pool's part of a release."""
-        chunks, self.chunks = self.chunks, []
-        self.size = self._at = 0
+        """Takes the memory off this slot and returns it, but for a smallest chunk: most requests need no more."""
+        self._at = 0
+        kept = self.chunks[:1] if self.chunks and len(self.chunks[0].bytes) == SMALLEST_CHUNK else []
+        chunks = self.chunks[len(kept) :]
+        self.chunks = kept
+        self.size = SMALLEST_CHUNK * len(kept)
         return chunks
 
     def __repr__(self) -> str:
@@ -153,7 +156,7 @@ class MatrixPool:
         self.name = name
         self.segments: list[Segment] = []
         self.reserved = 0  # bytes of all segments
-        self.in_use = 0  # bytes lent to slots
+        self.in_use = 0  # bytes of the slots that belong to a request
         self._lock = threading.Lock()
         self._free: dict[int, list[Chunk]] = {}
         self._tail = 0  # bytes of the last segment that are already cut into chunks
@@ -165,8 +168,8 @@ class MatrixPool:
         """Slots that belong to a request."""
         return len(self._slots) - len(self._idle)
 
-    def acquire(self, expected: int = 0) -> Slot:
-        """A slot with a new generation, with room for `expected` bytes in one chunk. Raises MatrixFull."""
+    def acquire(self) -> Slot:
+        """An empty slot with a new generation."""
         with self._lock:
             if self._idle:
                 slot = self._idle.pop()
@@ -174,20 +177,15 @@ class MatrixPool:
                 slot = Slot(self, len(self._slots))
                 self._slots.append(slot)
             slot.generation += 1
-        if expected:
-            try:
-                self.lend(slot, expected)
-            except MatrixFull:
-                self.release(slot)
-                raise
+            self.in_use += slot.size
         return slot
 
     def release(self, slot: Slot) -> None:
         """Takes a slot back with all its memory. Views of it must not be used any more."""
         with self._lock:
+            self.in_use -= slot.size
             for chunk in slot.reset():
                 self._free.setdefault(len(chunk.bytes), []).append(chunk)
-                self.in_use -= len(chunk.bytes)
             self._idle.append(slot)
 
     def lend(self, slot: Slot, size: int) -> Chunk:
@@ -330,12 +328,12 @@ class CellBlock:
     its cells are ABSENT); None: line = row.
     """
 
-    __slots__ = ("cells", "flat", "index", "odd", "states")
+    __slots__ = ("flat", "index", "odd", "states", "width")
 
     def __init__(self, flat: Bytes, states: Bytes, width: int) -> None:
         """A block over memory of the slot: `flat` [lines × columns × width], `states` [lines, columns]."""
         self.flat = flat
-        self.cells: Bytes = flat.reshape(*states.shape, width)
+        self.width = width
         self.states = states
         self.index: Rows | None = None
         self.odd: dict[tuple[int, int], bytes] = {}  # (line, column) → the value of an ODD cell
@@ -348,9 +346,13 @@ class CellBlock:
         arena[size:] = ABSENT
         return cls(arena[:size], arena[size:].reshape(lines, columns), width)
 
+    @property
+    def cells(self) -> Bytes:
+        return self.flat.reshape(*self.states.shape, self.width)
+
     def put(self, line: int, column: int, value: bytes) -> None:
         """Writes one cell from the bytes an upstream answered."""
-        if len(value) == self.cells.shape[2]:
+        if len(value) == self.width:
             self.cells[line, column] = np.frombuffer(value, np.uint8)
             self.states[line, column] = VALUE
         elif not value:
@@ -368,7 +370,7 @@ class CellBlock:
         if not len(self.states):
             return [b""] * len(lines)
         states = np.where(lines >= 0, self.states[lines, column], ABSENT).tolist()
-        width = self.cells.shape[2]
+        width = self.width
         packed = np.ascontiguousarray(self.cells[lines, column]).tobytes()
         return [
             packed[i * width : (i + 1) * width]
