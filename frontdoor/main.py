@@ -35,6 +35,8 @@ __all__ = ["StartError", "main", "serve"]
 
 log = logging.getLogger("frontdoor.main")  # not __main__
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StartError(RuntimeError):
     """The process cannot start. The text says what to do."""
@@ -140,9 +142,12 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     logs.log_loop_errors(loop)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await serve(settings, stop)
+    # Closing the loop takes the handlers away, and one more signal (of a supervisor that ends too) would then
+    # turn a clean exit into a killed process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 POINT_WISE = "/Predict/InferPointWise"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; nothing is expected to take nearly as long."""
 
 
@@ -33,15 +33,17 @@ def free_port() -> int:
         return port
 
 
-def eventually(check: Callable[[], Any], what: str) -> Any:
-    """The first true value of `check`."""
-    end = time.monotonic() + PATIENCE
+def eventually(
+    check: Callable[[], Any], what: str, story: Callable[[], str] = str, patience: float = PATIENCE
+) -> Any:
+    """The first true value of `check`. Fails with the `story` when there is none for long."""
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         value = check()
         if value:
             return value
         time.sleep(0.02)
-    raise AssertionError(f"never: {what}")
+    raise AssertionError(f"never: {what}\n{story()}")
 
 
 class Process:

@@ -22,6 +22,9 @@ from cli.up import CONF, environment
 from shared.settings import Settings
 from tests.frontdoor.process import PATIENCE, ROOT, eventually, free_port
 
+KERNELS = 300.0
+"""Seconds for a first start: a worker may find its kernels not compiled yet."""
+
 NEEDED = ("INFERFLOW_WORKERS", "INFERFLOW_FRONTDOORS", "INFERFLOW_RUN_DIR", "INFERFLOW_STOP_SECONDS")
 
 
@@ -147,7 +150,7 @@ def up() -> Iterator[Up]:
     home = Path(tempfile.mkdtemp(prefix="inferflow-"))
     pod = Up(home)
     try:
-        eventually(pod.ready, f"the pod is ready: {pod.text()}")
+        eventually(pod.ready, "the pod is ready", pod.text, KERNELS)
         yield pod
     finally:
         if pod.popen.poll() is None:
@@ -171,7 +174,7 @@ def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
     os.kill(children["inferflow: worker 0"], signal.SIGKILL)
     eventually(lambda: gone(children["inferflow: worker 0"]), "the worker has ended")
     eventually(lambda: not up.ready(), "its loss shows")
-    eventually(up.ready, "it is back")
+    eventually(up.ready, "it is back", up.text)
     children = up.children()
     up.popen.terminate()
     assert up.popen.wait(PATIENCE) == 0
