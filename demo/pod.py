@@ -35,6 +35,8 @@ DRAIN_SECONDS = 2
 STOP_SECONDS = 20.0
 START_SECONDS = 60.0
 READY_SECONDS = 300.0  # on a first start the worker compiles its kernels
+CRASHES = 5  # of processes of the service, before it is given up
+_CRASH = b"; not expected)"  # how supervisord writes of one
 _LOG_LINES = 15
 _OURS = (
     *("APP_", "DAG_", "ETCD_", "EXTERNAL_SERVICE_", "IN_MEMORY_", "INFERFLOW_", "KAFKA_", "METRIC_"),
@@ -175,6 +177,8 @@ class Pod:
         while (told := self._not_ready()) is not None:
             if not service.running:
                 raise service.failure("ended")
+            if service.log.read_bytes().count(_CRASH) > CRASHES:
+                raise service.failure(f"does not get up: its processes have ended {CRASHES} times")
             if time.monotonic() > end:
                 raise service.failure(f"was not ready in {READY_SECONDS:g} s ({told})")
             if told != reason:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.pod import ROOT
+from demo.pod import ROOT, DemoError, Pod
 from demo.prepare import HERE, Prepared, config, digest, prepare
 
 pytestmark = [pytest.mark.full, pytest.mark.slow]
@@ -258,6 +258,15 @@ def test_a_killed_demo_leaves_no_process(prepared: Prepared) -> None:
     for file in sorted(directory.rglob("*"), reverse=True):
         os.rmdir(file) if file.is_dir() else file.unlink()
     directory.rmdir()
+
+
+def test_a_service_that_keeps_ending_is_given_up(
+    prepared: Prepared, before: set[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError('broken here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Pod(prepared) as pod, pytest.raises(DemoError, match=r"(?s)does not get up.*broken here"):
+        pod.start(lambda _: None)
 
 
 @pytest.mark.parametrize(
