@@ -5,8 +5,8 @@ Rows are the target ids in request order. What the config never mentions is left
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,14 @@ __all__ = ["Brought", "BroughtSlates", "Column", "Places", "initialize"]
 NO_HEAP = np.empty(0, np.uint8)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """Values by where they stand in the request's body: starts int64 [rows], sizes int32 [rows]."""
 
     starts: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int32]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column of a request: one value a row, or a single one for all rows.
 
     String values are texts; values of other types are raw bytes, b"" for no value.
@@ -43,16 +41,14 @@ class Column:
     vector_dim: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class BroughtSlates:
+class BroughtSlates(NamedTuple):
     """The pairs or slates of a request: how many, the target rows of each, and their own features."""
 
     targets: list[npt.NDArray[np.int32]]
     columns: Sequence[Column]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Brought:
+class Brought(NamedTuple):
     """A request, checked: its rows and columns, whatever message it came in."""
 
     rows: int

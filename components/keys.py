@@ -12,20 +12,14 @@ import numpy.typing as npt
 from components import kernels
 from components.onfs_wire import encode_keys
 from components.wire import field_head
-from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn
+from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
-__all__ = ["Keys", "distinct_keys", "lines"]
+__all__ = ["Keys", "distinct_keys", "encoded_batches"]
 
 QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
 
-_COUNTING: Rows = np.arange(1 << 14, dtype=np.int32)
 _ZEROS: Rows = np.zeros(1 << 14, np.int32)
-
-
-def lines(start: int, stop: int) -> Rows:
-    """start … stop − 1; not to be written to."""
-    return _COUNTING[start:stop] if stop <= len(_COUNTING) else np.arange(start, stop, dtype=np.int32)
 
 
 class Keys(Protocol):
@@ -96,9 +90,9 @@ class _OneKey:
         if self.gaps:
             return []
         if not all(part.isascii() for part in self._parts):
-            return [(lines(0, 1), encode_keys([self._parts]))]
+            return [(counting(0, 1), encode_keys([self._parts]))]
         cols = b"".join(field_head(KEYS_COLS, len(part)) + part for part in self._parts)
-        return [(lines(0, 1), field_head(QUERY_KEYS, len(cols)) + cols)]
+        return [(counting(0, 1), field_head(QUERY_KEYS, len(cols)) + cols)]
 
     def rows_without(self, part: int) -> Rows:
         return np.empty(0, np.int32) if self._parts[part] else np.arange(len(self.index), dtype=np.int32)
@@ -132,7 +126,7 @@ class _ListedKeys:
         )
 
     def batches(self, size: int) -> list[tuple[Rows, bytes]]:
-        return encoded_batches(self, lines(0, self.count), size)
+        return encoded_batches(self, counting(0, self.count), size)
 
     def rows_without(self, part: int) -> Rows:
         return np.flatnonzero(self._sizes[part] == 0).astype(np.int32)
@@ -187,7 +181,7 @@ class _AskedKeys(_ListedKeys):
         at = 0
         for number, begin in enumerate(range(0, count, batch)):
             end = int(ends[number])
-            batches.append((lines(begin, min(begin + batch, count)), out[at:end].tobytes()))
+            batches.append((counting(begin, min(begin + batch, count)), out[at:end].tobytes()))
             at = end
         return cls(heap, starts, sizes, index, first, count, bool(ends[-1]), batches)
 

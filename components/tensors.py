@@ -8,10 +8,10 @@ its row.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,7 @@ NOTHING = b"0.0"  # the text of a missing value
 Array = npt.NDArray[np.generic]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Misfit:
+class Misfit(NamedTuple):
     """A value that does not fit into its place: the position among the rows asked for, and why."""
 
     position: int

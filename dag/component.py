@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +52,7 @@ class Endpoint(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """An upstream call that a component asks for. `timeout` is its own bound in seconds."""
 
     endpoint: Endpoint
@@ -61,8 +60,7 @@ class Call:
     timeout: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why some rows of a matrix are not whole: the component, the cause, the rows (None: all of them)."""
 
     component: str

@@ -47,6 +47,7 @@ __all__ = [
     "TextColumn",
     "TypedColumn",
     "VarBlock",
+    "counting",
 ]
 
 Rows = npt.NDArray[np.int32]
@@ -58,6 +59,14 @@ ABSENT = 0
 VALUE = 1
 EMPTY = 2
 ODD = 3  # a value whose length does not fit the declared type, kept as it came
+
+_COUNTING: Rows = np.arange(1 << 14, dtype=np.int32)
+
+
+def counting(start: int, stop: int) -> Rows:
+    """start … stop − 1, not to be written to: most requests need the same few."""
+    return _COUNTING[start:stop] if stop <= len(_COUNTING) else np.arange(start, stop, dtype=np.int32)
+
 
 ALIGN = 64  # one cache line
 SMALLEST_CHUNK = 64 << 10
@@ -439,7 +448,7 @@ class ShmMatrix:
         self.blocks: list[Block | None] = [None] * blocks
         self.texts: list[TextColumn | None] = [None] * externals
         self.typed: list[TypedColumn | None] = [None] * externals
-        self.all_rows: Rows = np.arange(rows, dtype=np.int32)
+        self.all_rows: Rows = counting(0, rows)
 
     def __repr__(self) -> str:
         written = sum(block is not None for block in self.blocks)

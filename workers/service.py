@@ -6,10 +6,10 @@ meanwhile, and its matrix slot until no thread touches it any more.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import logging
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from components.feature_init import initialize
 from dag.component import Scoring
@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 RETRIEVE, POINT_WISE, PAIR_WISE, SLATE_WISE = range(4)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """The one answer of a request."""
 
     status: Status
