@@ -27,7 +27,7 @@ $(SETUP_DEMO): $(SETUP)
 	@touch $@
 
 up: setup
-	$(BIN)/supervisord -n -c supervisord.conf
+	$(BIN)/python -m cli.up
 
 demo: $(SETUP_DEMO)
 	$(BIN)/python -m demo
