@@ -20,10 +20,14 @@ bound. This page is made from the code: `python -m shared.settings_page > docs/s
 def page() -> str:
     """The whole page."""
     rows = [
-        f"| `{row.name}` | {f'`{row.default}`' if row.default else ''} | {_cell(row.bound)} | {_cell(row.meaning)} |"
+        f"| `{row.name}` | {_code(row.default)} | {_cell(row.bound)} | {_cell(row.meaning)} |"
         for row in Settings.table()
     ]
     return HEAD + "\n".join(rows) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
 def _cell(text: str) -> str:
