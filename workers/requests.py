@@ -116,10 +116,11 @@ def _retrieve(body: bytes, metadata: Metadata, _: Reading) -> Inquiry:
     def bring(plan: Plan) -> Brought:
         columns = list(_entity_columns(request.entities))
         present = {column.name for column in columns}
-        for key, name in METADATA_ENTITIES:
-            if key in metadata and name not in present:
-                columns.append(Column(name, DataType.STRING, [metadata[key]]))
-        _check_names(plan, ((column.name, f"column {column.name!r}") for column in columns))
+        added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
+        columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
+        if not _good_names(plan, [column.name for column in columns]):
+            places = [(name, f"metadata {key.decode()!r}") for key, name in added]
+            _check_names(plan, [*_entity_places(request.entities), *places])
         return Brought(len(request.entities[0].ids), columns)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
@@ -196,6 +197,17 @@ def _entity_columns(entities: Sequence[inferflow_pb2.InferflowRequestProto.Entit
                     f"for {rows} rows: 1 or {rows} are needed"
                 )
             yield Column(feature.name, DataType.STRING, _encoded(values))
+
+
+def _entity_places(
+    entities: Sequence[inferflow_pb2.InferflowRequestProto.Entity],
+) -> Iterable[tuple[str, str]]:
+    """The name of each of `_entity_columns`, and where it stands."""
+    for number, entity in enumerate(entities):
+        yield entity.entity, f"entities[{number}].entity"
+        for at, feature in enumerate(entity.features):
+            if feature.ids_feature_value:
+                yield feature.name, f"entities[{number}].features[{at}].name"
 
 
 def _encoded(texts: Iterable[str]) -> list[bytes]:
