@@ -60,6 +60,17 @@ class Source(Protocol):
         """How people find this key: a path, or the key in its store."""
         ...
 
+    def revision(self, key: str) -> int:
+        """A number that changes with the text of this key, as of the last `read`; 0: the key was not there."""
+        ...
+
+    async def put(self, key: str, text: bytes, revision: int) -> bool:
+        """Writes a text if the key still has this revision (0: is not there). Returns whether it was written.
+
+        Raises SourceError when the source cannot be written to.
+        """
+        ...
+
 
 class _Mark(NamedTuple):
     """What tells a file from a later one of its name, without reading it."""
@@ -101,6 +112,27 @@ class DirectorySource:
     def place(self, key: str) -> str:
         """The path of the key's file."""
         return f"{self.root / key}.json"
+
+    def revision(self, key: str) -> int:
+        """When the key's file was last modified: nanoseconds since 1970."""
+        mark = (self._seen or {}).get(key)
+        return 0 if mark is None else mark.modified_ns
+
+    async def put(self, key: str, text: bytes, revision: int) -> bool:
+        """Replaces the key's file as a whole. Between the look at its revision and that, others may still write:
+        a file system knows no compare-and-swap. Raises SourceError."""
+        path = Path(self.place(key))
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_bytes(text)
+            if _modified_ns(path) != revision:
+                scratch.unlink()
+                return False
+            scratch.replace(path)
+        except OSError as error:
+            raise SourceError(f"{error.filename}: {error.strerror}") from error
+        return True
 
     def read(self) -> dict[str, Text]:
         """The text of every file. Raises SourceError when the directory is not there or cannot be listed.
@@ -173,3 +205,10 @@ class DirectorySource:
         if len(text) > MAX_DOCUMENT_BYTES:
             return Unreadable(f"is longer than {MAX_DOCUMENT_BYTES} bytes")
         return text
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
