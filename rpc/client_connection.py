@@ -537,12 +537,13 @@ class ClientConnection(Http2Connection):
             self._listener.connection_unusable(self, reason)
 
     def _lost(self, reason: str) -> None:
-        calls, self._calls = self._calls, {}
+        calls = list(self._calls.values())
+        self._calls.clear()
         self.open = 0
         self._retire(reason)
         self._listener.connection_lost(self)
-        for stream_id, call in calls.items():
-            unsent = stream_id > self._flushed_id
+        for call in calls:
+            unsent = call.stream_id > self._flushed_id
             reply = Reply(Status.UNAVAILABLE, f"{self.peer}: {reason}", retriable=unsent)
             if unsent:
                 self._listener.retry(call, reply)

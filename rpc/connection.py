@@ -215,8 +215,9 @@ class Http2Connection(asyncio.Protocol):
 
     def _close_for(self, limit: str, message: str, code: int = ErrorCode.ENHANCE_YOUR_CALM) -> None:
         """Ends the connection because of a limit of that name."""
-        self._limit_hit(limit)
-        self.close(code, message)
+        if not self.closed:
+            self._limit_hit(limit)
+            self.close(code, message)
 
     def _codec_failed(self, error: NGH2Error) -> None:
         """The codec gave up and dropped its session: says so to the peer in one hand-made frame."""

@@ -42,7 +42,7 @@ class Limits:
     buffered_request_bytes: int = 64 * MiB
     """All request bodies that are not complete yet: the call that goes over is RESOURCE_EXHAUSTED."""
     unsent_response_bytes: int = 64 * MiB
-    """Answers that the peer does not take: while over, new calls and large answers are RESOURCE_EXHAUSTED."""
+    """Answers that the peer does not take: the one that goes over becomes RESOURCE_EXHAUSTED."""
 
     resets: Rate = Rate(burst=200, per_second=33)
     """RST_STREAM frames of the peer (closes): rapid reset."""

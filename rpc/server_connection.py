@@ -208,6 +208,8 @@ class ServerConnection(Http2Connection):
             self._limit_hit("protocol")
 
     def _on_request(self, event: RequestReceived) -> None:
+        if self.closed:
+            return  # by an event before this one in the batch
         self._opened += 1
         try:
             call = self._open(event.stream_id, event.headers)
@@ -233,7 +235,6 @@ class ServerConnection(Http2Connection):
         fields = self._checked_fields(headers)
         if fields[b":method"] != b"POST" or not fields.get(b"content-type", b"").startswith(_GRPC):
             return None
-        self._check_unsent(0)
         path = fields.get(b":path", b"")
         encoding = fields.get(b"grpc-encoding", _IDENTITY)
         handler = self._routes.unary.get(path)
@@ -490,10 +491,11 @@ class ServerConnection(Http2Connection):
         self._stats.limits[name] += 1
 
     def _lost(self, reason: str) -> None:
-        calls, self._calls = self._calls, {}
+        calls = list(self._calls.values())
+        self._calls.clear()
         self._receiving.clear()
         self._stats.streams -= len(calls)
-        for call in calls.values():
+        for call in calls:
             self._stats.calls[Status.CANCELLED] += 1
             call.finish()
             call.cancelled()
@@ -530,14 +532,14 @@ class ServerConnection(Http2Connection):
             self.close(ErrorCode.NO_ERROR, "drained")
 
     def _tick(self, now: float) -> None:
+        limits = self._limits
+        if not self._greeted and now - self._opened_at >= limits.preface_seconds:
+            self._close_for("preface_seconds", f"no SETTINGS for {limits.preface_seconds:g} s")
         super()._tick(now)
         if self.closed:
             return
-        limits = self._limits
         self._check_bodies(now)
-        if not self._greeted and now - self._opened_at >= limits.preface_seconds:
-            self._close_for("preface_seconds", "no SETTINGS")
-        elif self._draining:
+        if self._draining:
             self._close_if_drained()
             if now >= self._close_at:
                 self.close(ErrorCode.NO_ERROR, "the time to finish is over")

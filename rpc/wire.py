@@ -254,7 +254,8 @@ def _encode_ticks(ticks: int) -> bytes:
 
 # -- status messages ---------------------------------------------------------------------------------------
 
-_NOT_PLAIN = re.compile(rb"[^ -$&-~]")  # all but printable ASCII without the percent sign
+# All but printable ASCII without the percent sign; and blanks at the ends, which HTTP/2 allows in no field.
+_NOT_PLAIN = re.compile(rb"[^ -$&-~]|^ | $")
 
 
 def encode_message(text: str) -> bytes:
@@ -309,7 +310,10 @@ def _decode_binary(name: bytes, text: bytes) -> bytes:
 
 
 def encode_metadata(metadata: Metadata) -> tuple[tuple[bytes, bytes], ...]:
-    """Returns `metadata` as header fields. Raises ValueError for a name or value that gRPC does not allow."""
+    """Returns `metadata` as header fields, without blanks around values, which HTTP/2 does not allow.
+
+    Raises ValueError for a name or value that gRPC does not allow.
+    """
     return tuple([_encode_field(name, value) for name, value in metadata])
 
 
@@ -320,4 +324,4 @@ def _encode_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
         return name, b64encode(value).rstrip(b"=")
     if not _TEXT.fullmatch(value):
         raise ValueError(f"value of metadata {name!r} is not printable ASCII; use a name that ends in -bin")
-    return name, value
+    return name, value.strip(b" ")

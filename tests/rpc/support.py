@@ -44,7 +44,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, virtual: bool = True) 
 async def until(condition: Callable[[], bool]) -> None:
     """Returns when `condition()` holds. Fails after PATIENCE seconds."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the conditions are plain state of either side
             await asyncio.sleep(0.002)
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from rpc.calls import ServerCall, StreamCall
 from rpc.client import ChannelSettings, Reply
-from rpc.server import HttpRequest, HttpResponse
 from rpc.status import RpcError, Status
 from tests.rpc.support import PATIENCE, Holder, World, echo, until
 
@@ -333,31 +332,3 @@ def test_closing_with_grace_lets_calls_finish(world: World) -> None:
             await asyncio.wait_for(closing, PATIENCE)
 
     world.run(main)
-
-
-def test_http1_on_the_same_port(world: World) -> None:
-    def health(request: HttpRequest) -> HttpResponse:
-        return HttpResponse(b"true " + request.query.encode())
-
-    async def main() -> None:
-        async with world.serve(HANDLERS, http1={"/health/self": health}) as served:
-            reader, writer = await _open(world, served.target, served)
-            writer.write(b"GET /health/self?a=b HTTP/1.1\r\nHost: x\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200")
-            assert await reader.readexactly(8) == b"true a=b"
-            writer.close()
-            channel = served.channel()
-            assert await channel.unary(ECHO, b"x", timeout=PATIENCE) == b"x"
-
-    if world.kind in ("unix", "tcp"):
-        world.run(main)
-    else:
-        pytest.skip("covered with curl (TLS) and in test_http1 (memory)")
-
-
-async def _open(world: World, target: str, _: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if world.kind == "unix":
-        return await asyncio.open_unix_connection(target.removeprefix("unix:"))
-    host, _, port = target.rpartition(":")
-    return await asyncio.open_connection(host, int(port))
