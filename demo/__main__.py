@@ -7,7 +7,6 @@ import importlib.metadata
 import signal
 import sys
 
-import grpc
 from rich.console import Console
 from rich.text import Text
 
@@ -33,8 +32,6 @@ def main() -> None:
         sys.exit(0 if arguments.keep else 130)
     except importlib.metadata.PackageNotFoundError as error:
         _fail(console, f"{error.name} is not installed. `make demo` installs what the demo needs.")
-    except grpc.RpcError as error:
-        _fail(console, f"The service answered {error.code().name}: {error.details()}")
     except DemoError as error:
         _fail(console, str(error))
 

@@ -162,9 +162,12 @@ class Pod:
         ports = [int(child.announcement(START_SECONDS)) for child in (features, models)]
         report("starting the service")
         env = service_environment(os.environ, self, *ports)
-        service = Child("service", ["cli.up"], env, self.directory)
-        self._children.append(service)
-        self._wait_ready(service, report)
+        self._children.append(Child("service", ["cli.up"], env, self.directory))
+        self._wait_ready(self._children[-1], report)
+
+    def failure(self, what: str) -> DemoError:
+        """An error of the service, with the end of its log. It must have been started."""
+        return self._children[-1].failure(what)
 
     def _upstream(self, name: str, module: str, *arguments: str | Path) -> Child:
         child = Child(name, [module, *arguments], os.environ, self.directory, announces=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations, pairwise
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console, RenderableType
@@ -52,7 +53,7 @@ class Story:
     def tell(self, keep: bool) -> None:
         """Prepare what is not there, start everything, ask, show, and stop (with `keep`: at Ctrl-C).
 
-        Raises DemoError when it cannot go on, grpc.RpcError when the service fails a call.
+        Raises DemoError when it cannot go on.
         """
         self._console.print(_headline(self._day, self._route))
         prepared = self._prepare()
@@ -70,6 +71,8 @@ class Story:
                 self._show_banks(client, day.where(day.origin == route.origin[0]))
                 self._show_texts(client, route)
                 self._show_timings(client, route)
+            except grpc.RpcError as error:
+                raise pod.failure(f"answered {error.code().name}: {error.details()}") from error
             finally:
                 client.close()
             self._show_next(pod, str(route.id[0]), keep)
