@@ -52,5 +52,9 @@ lint: setup
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto $(PROTOS)
 
+bench: setup
+	bench/get_h2load.sh
+	$(BIN)/python -m bench.run --docs docs/performance.md
+
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache run state

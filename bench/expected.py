@@ -181,6 +181,8 @@ def _scores(
 def _retrieved(case: Case, response: inferflow_pb2.InferflowResponseProto) -> Answer:
     if response.error.message:
         raise WrongAnswerError(f"{case.name}: {response.error.message}")
+    if not response.component_data:
+        raise WrongAnswerError(f"{case.name}: the answer is empty")
     names, *rows = (list(row.data) for row in response.component_data)
     return Answer(
         {

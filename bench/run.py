@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from bench.cases import CASES, TARGETS, WIDTHS, Case
+from bench.expected import WrongAnswerError
 from bench.load import Loader, LoadError
 from bench.measure import BUSY, SINGLE, Measured, Plan, ask, job, ratio, take_turns
 from bench.report import Table, TableError, figure, machine, replace_section
@@ -91,7 +93,7 @@ def _row(result: Result) -> list[str]:
         figure(service.part("worker")),
         figure(result.busy["floor"].median(lambda sample: sample.total)),
         figure(peer.median(lambda sample: sample.total)),
-        f"{ratios[len(ratios) // 2]:.3f}{'' if result.case.same_job else ' *'}",
+        f"{statistics.median(ratios):.3f}{'' if result.case.same_job else ' *'}",
         f"{ratios[0]:.3f} – {ratios[-1]:.3f}",
         figure(service.median(lambda sample: sample.per_second)),
         figure(service.median(lambda sample: sample.p50)),
@@ -247,10 +249,10 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Exits with 1 when something cannot be measured."""
+    """Exits with 1 when something cannot be measured, or is answered wrong."""
     try:
         _run(_parser().parse_args())
-    except (LoadError, ProfileError, StartError, TableError) as error:
+    except (LoadError, ProfileError, StartError, TableError, WrongAnswerError) as error:
         sys.exit(f"bench: {error}")
 
 

@@ -133,7 +133,7 @@ class _Child:
 class Sitting:
     """Everything that runs for one series of measurements: `with Sitting(…) as sitting`.
 
-    What is measured runs on `server_cores`; the upstreams, and the caller from now on, on `load_cores`.
+    What is measured runs on `server_cores`; the upstreams, and the caller meanwhile, on `load_cores`.
     """
 
     def __init__(self, server_cores: Sequence[int], load_cores: Sequence[int]) -> None:
@@ -147,6 +147,7 @@ class Sitting:
         return f"<Sitting in {self.directory}: servers on {self._server_cores}, load on {self._load_cores}>"
 
     def __enter__(self) -> Self:
+        self._stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         os.sched_setaffinity(0, self._load_cores)
         self._stack.callback(shutil.rmtree, self.directory)
         try:

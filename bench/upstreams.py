@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from proto import numerix_pb2, onfs_pb2, triton_pb2
 from rpc.server import Handler, Limits, Rate, Server, ServerCall
 from shared import process
 
-__all__ = ["COMPUTE", "FETCH", "INFER", "compute", "fetch", "infer", "limits"]
+__all__ = ["COMPUTE", "FETCH", "INFER", "Memory", "compute", "fetch", "infer", "limits"]
 
 FETCH = "/retrieve.FeatureService/RetrieveFeatures"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -125,6 +126,11 @@ class Memory:
         self._size = 0
         self._answers: dict[tuple[str, bytes], bytes] = {}
 
+    @classmethod
+    def of_upstreams(cls) -> Self:
+        """All methods of all upstreams."""
+        return cls({FETCH: fetch, INFER: infer, COMPUTE: compute})
+
     def answer(self, path: str, body: bytes) -> bytes:
         """The answer of the method of this path."""
         found = self._answers.get((path, body))
@@ -158,7 +164,7 @@ def limits() -> Limits:
 
 
 async def _serve(port: int) -> None:
-    memory = Memory({FETCH: fetch, INFER: infer, COMPUTE: compute})
+    memory = Memory.of_upstreams()
     server = Server(
         {path.encode(): memory.handler(path) for path in (FETCH, INFER, COMPUTE)}, limits=limits()
     )
