@@ -82,6 +82,7 @@ class Http2Connection(asyncio.Protocol):
         self._bucket: set[Any] = set()
         self._closing_at = 0.0
         self._received_at = self._sent_at = loop.time()
+        self._asked_at = 0.0  # when the first bytes were sent after the last ones came
         self._partial_since = 0.0  # since when bytes come without completing a frame; 0 = they do not
         self._ping_at = 0.0  # when the unanswered probe was sent; 0 = there is none
         self._sent_bytes = 0  # given to the transport
@@ -190,7 +191,10 @@ class Http2Connection(asyncio.Protocol):
         if data:
             size = len(data)
             self._sent_bytes += size
-            self._sent_at = self._loop.time()
+            now = self._loop.time()
+            if self._sent_at <= self._received_at:
+                self._asked_at = now
+            self._sent_at = now
             self._transport.write(data)
             self._output_cut = size >= FLUSH_BYTES
             if self._output_cut:
@@ -308,8 +312,12 @@ class Http2Connection(asyncio.Protocol):
             if now - self._ping_at >= self._ping_timeout_seconds:
                 self._limit_hit("ping_timeout_seconds")
                 self.abort(f"no answer to a ping for {now - self._ping_at:.1f} s")
-        elif self._ping_seconds and self._wants_ping() and now - self._received_at >= self._ping_seconds:
+        elif self._ping_seconds and self._wants_ping() and self._silence(now) >= self._ping_seconds:
             self._probe(now)
+
+    def _silence(self, now: float) -> float:
+        """Seconds in which the peer could have said something and did not."""
+        return now - max(self._received_at, self._asked_at)
 
     def _wants_ping(self) -> bool:
         """Whether silence of the peer is worth a ping."""

@@ -15,7 +15,9 @@ __all__ = ["Connector", "Endpoint", "EndpointOwner", "address_text"]
 
 _BACKOFF_GROWTH: Final = 1.6
 _BACKOFF_JITTER: Final = 0.25
-_SHORT_LIFE: Final = 1.0  # a connection that lived less counts as failed: a peer that drops us is not stormed
+# A peer that drops each connection at once must not be stormed: after the first connection that lived less
+# than this many seconds the next ones are opened after a pause, as if the attempts had failed.
+_SHORT_LIFE: Final = 1.0
 
 Connector = Callable[
     [Address, Callable[[], asyncio.Protocol], ssl.SSLContext | None, str | None], Awaitable[object]
@@ -72,6 +74,7 @@ class Endpoint:
         """Attempts that failed since the last one that did not."""
         self.error = ""
         """Why the last attempt failed."""
+        self._short_lives = 0  # connections one after the other
         self._owner = owner
         self._connector = connector
         self._tls = tls
@@ -111,10 +114,11 @@ class Endpoint:
 
     def _pause(self) -> float:
         """Seconds to wait before the next attempt."""
-        if not self.failures:
+        steps = max(self.failures, self._short_lives - 1)
+        if steps <= 0:
             return 0.0
         settings = self._owner.settings
-        pause = settings.backoff_min_seconds * _BACKOFF_GROWTH ** min(self.failures - 1, 64)
+        pause = settings.backoff_min_seconds * _BACKOFF_GROWTH ** min(steps - 1, 64)
         return min(pause, settings.backoff_max_seconds) * random.uniform(
             1 - _BACKOFF_JITTER, 1 + _BACKOFF_JITTER
         )
@@ -123,6 +127,8 @@ class Endpoint:
         self._attempts.discard(task)
         if not task.cancelled():
             self.start()
+            if self.ready and self._waiting:
+                self.grow()
 
     async def _connect(self, pause: float) -> None:
         if pause:
@@ -178,11 +184,14 @@ class Endpoint:
             return
         if connection not in self._since:
             return
-        if self._owner.loop.time() - self._since.pop(connection) < _SHORT_LIFE:
-            self.failures += 1
-            self.error = reason
+        lived = self._owner.loop.time() - self._since.pop(connection)
+        self._short_lives = self._short_lives + 1 if lived < _SHORT_LIFE else 0
         self.ready.remove(connection)
         self._owner.endpoint_lost(self)
+        if self._short_lives > 1:
+            self.failures += 1
+            self.error = reason
+            self._owner.endpoint_failed(self)
         self.start()
 
     def connection_lost(self, connection: ClientConnection) -> None:

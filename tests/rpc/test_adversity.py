@@ -34,7 +34,7 @@ from tests.rpc.raw import (
     message,
     settle,
 )
-from tests.rpc.support import Holder, echo, run, until
+from tests.rpc.support import Holder, echo, run
 
 ECHO = "/test.Echo/Echo"
 HOLD = b"/test.Echo/Hold"
@@ -710,11 +710,14 @@ def test_a_link_that_is_cut_anywhere(seed: int) -> None:
             channel.start(held if i % 2 else method, bytes(dice.randrange(20_000)), 30.0, replies.append)
         for _ in range(dice.randrange(100)):
             await asyncio.sleep(0)
+        held = list(holder.calls)
         listener.links[0].cut()
-        await until(lambda: server.stats.connections == 0)
-        open_holders = [call for call in holder.calls if not call.over]
-        assert open_holders == []
+        await settle()
+        assert all(call.over for call in held)
         await channel.close()
+        await settle()
+        assert server.stats.connections == 0
+        assert all(call.over for call in holder.calls)
         assert len(replies) == 20
         for reply in replies:
             assert reply.status in (Status.OK, Status.UNAVAILABLE)
