@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import queue
 import threading
@@ -47,6 +48,8 @@ class Execution:
         "_left",
         "_on_done",
         "_on_idle",
+        "_ready",
+        "_running",
         "_schedule",
         "_stepping",
         "_waits",
@@ -77,6 +80,8 @@ class Execution:
         self._waits = list(self._schedule.waits)
         self._left = len(self._waits)
         self._stepping = 0
+        self._ready: collections.deque[tuple[int, Sequence[Reply] | None]] = collections.deque()
+        self._running = False
         self._generators: dict[int, Steps] = {}
         self._calls: dict[int, list[Pending]] = {}
         self._on_done = on_done
@@ -121,7 +126,23 @@ class Execution:
 
     def _step(self, number: int, replies: Sequence[Reply] | None) -> None:
         self._stepping += 1
-        self._executor.submit(self, number, self._generators[number], replies)
+        if self._executor.threads:
+            self._executor.submit(self, number, self._generators[number], replies)
+            return
+        self._ready.append((number, replies))
+        if not self._running:
+            self._run()
+
+    def _run(self) -> None:
+        """Takes the steps that are ready, on this thread. A loop, not recursion: a step makes others ready."""
+        self._running = True
+        ready = self._ready
+        try:
+            while ready:
+                number, replies = ready.popleft()
+                self.stepped(number, *_stepped(self, self._generators.get(number), replies))
+        finally:
+            self._running = False
 
     def _call(self, number: int, calls: Sequence[Call]) -> None:
         """Starts the calls; the component goes on when the last one has ended."""
@@ -139,11 +160,10 @@ class Execution:
                 del self._calls[number]
                 self._step(number, replies)  # type: ignore[arg-type]
 
-        for index, call in enumerate(calls):
-            timeout = call.timeout if time_left is None else min(call.timeout, time_left)
-            pending.append(
-                call.endpoint.start(call.body, timeout, lambda reply, index=index: on_reply(index, reply))  # type: ignore[misc]
-            )
+        for index, (endpoint, body, timeout) in enumerate(calls):
+            if time_left is not None and time_left < timeout:
+                timeout = time_left
+            pending.append(endpoint.start(body, timeout, functools.partial(on_reply, index)))
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, MatrixFull):
@@ -207,49 +227,32 @@ class Executor:
     def __init__(self, loop: Loop, threads: int) -> None:
         self.loop = loop
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._inline: collections.deque[Job] = collections.deque()
         self._outcomes: collections.deque[Outcome] = collections.deque()
         self._waking = False  # one wake-up of the loop is enough for many outcomes
-        self._running_inline = False
-        self._threads = [
+        self.threads = [
             threading.Thread(target=self._work, name=f"executor-{i}", daemon=True) for i in range(threads)
         ]
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def submit(
         self, execution: Execution, number: int, generator: Steps, replies: Sequence[Reply] | None
     ) -> None:
-        """Has the generator stepped; the execution is told the outcome on the I/O thread."""
-        job = (execution, number, generator, replies)
-        if self._threads:
-            self._jobs.put(job)
-            return
-        self._inline.append(job)
-        if not self._running_inline:
-            self._run_inline()
+        """Has a thread step the generator; the execution is told the outcome on the I/O thread."""
+        self._jobs.put((execution, number, generator, replies))
 
     def close(self) -> None:
         """Stops the threads, after the jobs they have."""
-        for _ in self._threads:
+        for _ in self.threads:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join()
-        self._threads.clear()
-
-    def _run_inline(self) -> None:
-        # A loop instead of recursion: a step's outcome submits the next ones.
-        self._running_inline = True
-        try:
-            while self._inline:
-                execution, number, calls, error = _step(self._inline.popleft())
-                execution.stepped(number, calls, error)
-        finally:
-            self._running_inline = False
+        self.threads.clear()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._outcomes.append(_step(job))
+            execution, number, generator, replies = job
+            self._outcomes.append((execution, number, *_stepped(execution, generator, replies)))
             if not self._waking:
                 self._waking = True
                 self.loop.call_soon_threadsafe(self._drain)
@@ -262,19 +265,18 @@ class Executor:
             execution.stepped(number, calls, error)
 
     def __repr__(self) -> str:
-        return (
-            f"<Executor {len(self._threads)} threads, {self._jobs.qsize() + len(self._inline)} jobs waiting>"
-        )
+        return f"<Executor {len(self.threads)} threads, {self._jobs.qsize()} jobs waiting>"
 
 
-def _step(job: Job) -> Outcome:
-    execution, number, generator, replies = job
-    if execution.over:
-        return execution, number, None, None
+def _stepped(
+    execution: Execution, generator: Steps | None, replies: Sequence[Reply] | None
+) -> tuple[Sequence[Call] | None, BaseException | None]:
+    """One step of a component: the calls it asks for (None: it is done), or what it raised."""
+    if execution.over or generator is None:
+        return None, None
     try:
-        calls = next(generator) if replies is None else generator.send(replies)
+        return (next(generator) if replies is None else generator.send(replies)), None
     except StopIteration:
-        return execution, number, None, None
+        return None, None
     except Exception as error:  # noqa: BLE001 — its rows' error, not the request's end
-        return execution, number, None, error
-    return execution, number, calls, None
+        return None, error
