@@ -161,6 +161,16 @@ def _read_host(text: str) -> str:
     return text
 
 
+_ENDPOINT = re.compile(r"(https?://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?/?", re.IGNORECASE)
+
+
+def _read_endpoints(text: str) -> tuple[str, ...]:
+    endpoints = _listed(text)
+    if not all(_ENDPOINT.fullmatch(endpoint) for endpoint in endpoints):
+        raise ValueError
+    return endpoints
+
+
 TEXT: Kind[str] = Kind("text", str)
 HOST: Kind[str] = Kind("a host name or an address", _read_host)
 PORT = _integer(1, 65535, "port")
@@ -168,6 +178,9 @@ BOOLEAN: Kind[bool] = Kind(
     "true or false (also 1, 0, yes, no)", _read_boolean, lambda value: "true" if value else "false"
 )
 LIST: Kind[tuple[str, ...]] = Kind("a comma-separated list", _listed, ",".join)
+ENDPOINTS: Kind[tuple[str, ...]] = Kind(
+    "a comma-separated list of host:port, http://host:port or https://host:port", _read_endpoints, ",".join
+)
 PATH: Kind[Path] = Kind("a path", Path)
 OPTIONAL_PATH: Kind[Path | None] = Kind("a path", Path, lambda path: "" if path is None else str(path))
 ZONE: Kind[datetime.tzinfo] = Kind("a time zone name such as UTC or Asia/Kolkata", _read_zone)
@@ -216,7 +229,12 @@ class EtcdSettings:
 
     servers: tuple[str, ...] = field(
         default=(),
-        metadata=env("ETCD_SERVER", LIST, "etcd addresses. Empty: configs come from INFERFLOW_CONFIG_DIR."),
+        metadata=env(
+            "ETCD_SERVER",
+            ENDPOINTS,
+            "etcd addresses, tried in their order; the port is 2379 where none is given. "
+            "Empty: configs come from INFERFLOW_CONFIG_DIR.",
+        ),
     )
     watch: bool = field(
         default=True,
@@ -227,6 +245,30 @@ class EtcdSettings:
     username: str = field(default="", metadata=env("ETCD_USERNAME", TEXT, "Empty: no authentication."))
     password: str = field(
         default="", repr=False, metadata=env("ETCD_PASSWORD", TEXT, "Password of ETCD_USERNAME.")
+    )
+    ca: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_ETCD_CA",
+            OPTIONAL_PATH,
+            "PEM file: authorities that etcd's certificate is verified with. Unset: those that gRPC ships. Set: "
+            "addresses without a scheme use TLS.",
+        ),
+    )
+    cert: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_ETCD_CERT",
+            OPTIONAL_PATH,
+            "PEM file: the certificate shown to etcd (mTLS). Needs INFERFLOW_ETCD_KEY. Set: addresses without a "
+            "scheme use TLS.",
+        ),
+    )
+    key: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_ETCD_KEY", OPTIONAL_PATH, "PEM file: its private key. Needs INFERFLOW_ETCD_CERT."
+        ),
     )
 
 
@@ -665,6 +707,7 @@ class Settings:
             yield "INFERFLOW_TLS_CERT and INFERFLOW_TLS_KEY: both or neither must be set"
         if self.tls.client_ca is not None and self.tls.cert is None:
             yield f"INFERFLOW_TLS_CLIENT_CA={str(self.tls.client_ca)!r}: needs INFERFLOW_TLS_CERT"
+        yield from self._etcd_contradictions()
         if self.port == self.admin_port:
             yield f"INFERFLOW_ADMIN_PORT={self.admin_port}: must differ from APP_PORT"
         if self.max_matrix_bytes > self.matrix_bytes:
@@ -677,6 +720,14 @@ class Settings:
                 f"INFERFLOW_MAX_REQUEST_BYTES={_show_size(self.max_request_bytes)}: must be at most "
                 f"INFERFLOW_MAX_HELD_BYTES ({_show_size(self.max_held_bytes)})"
             )
+
+    def _etcd_contradictions(self) -> Iterator[str]:
+        if (self.etcd.cert is None) != (self.etcd.key is None):
+            yield "INFERFLOW_ETCD_CERT and INFERFLOW_ETCD_KEY: both or neither must be set"
+        if self.etcd.ca is not None or self.etcd.cert is not None:
+            for server in self.etcd.servers:
+                if server.lower().startswith("http://"):
+                    yield f"ETCD_SERVER={server!r}: is plaintext, but INFERFLOW_ETCD_CA or _CERT is set"
 
 
 def misspelt(environ: Mapping[str, str]) -> tuple[str, ...]:

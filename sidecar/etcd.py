@@ -4,7 +4,7 @@ Only what the config sidecar and the `inferflow config` commands need. A client 
 and goes on to the next when that one fails; each connection is a new channel, because gRPC itself would go on
 using a TCP connection that has silently died until its own pings miss it.
 
-Belongs to one event loop. Calls are made one after the other: a call that fails closes the channel of all.
+Belongs to one event loop. All calls of a client share its connection: when one gives it up, the others fail too.
 Every failure is an EtcdError; nothing of gRPC gets out of here.
 """
 
@@ -15,12 +15,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
 from proto import etcd_pb2 as pb
+from shared.settings import EtcdSettings
 
 __all__ = ["Endpoint", "EtcdClient", "EtcdError", "EtcdTls", "Found", "Snapshot", "WatchStream"]
 
@@ -105,7 +106,7 @@ class EtcdTls:
     """PEM files for the connection to etcd. They are read at every connection, so that they may be renewed."""
 
     ca: Path | None = None
-    """Authorities that etcd's certificate is verified with; None: those of the system."""
+    """Authorities that etcd's certificate is verified with; None: those that gRPC ships."""
     cert: Path | None = None
     key: Path | None = None
     """Both or neither: the certificate that etcd is shown (mTLS)."""
@@ -160,24 +161,36 @@ class EtcdClient:
         password: str = "",
         tls: EtcdTls | None = None,
         *,
+        failover: bool = True,
         timeout: float = TIMEOUT,
         max_message: int = _MAX_MESSAGE,
     ) -> None:
         """`endpoints` as Endpoint.parse reads them, tried in their order. An empty `username`: no log-in.
 
-        With `tls`, endpoints without a scheme use it too. `timeout` in seconds for one call; `max_message` in
-        bytes, the longest answer that is taken. Raises ValueError for endpoints that cannot be used.
+        With `tls`, endpoints without a scheme use it too. With `failover`, a call that fails goes on to the
+        next endpoint by itself; otherwise it is the caller who decides, and calls `rotate`. `timeout` in
+        seconds for one call; `max_message` in bytes, the longest answer that is taken. Raises ValueError for
+        endpoints that cannot be used.
         """
         if not endpoints:
             raise ValueError("etcd: no endpoint is given")
         self._endpoints = tuple(Endpoint.parse(text, tls=tls is not None) for text in endpoints)
         self._at = 0
+        self._tries = len(self._endpoints) if failover else 1
         self._username, self._password = username, password
         self._token: str | None = None
         self._tls = tls or EtcdTls()
         self._timeout = timeout
         self._options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message))
         self._channel: grpc.aio.Channel | None = None
+
+    @classmethod
+    def from_settings(cls, settings: EtcdSettings, *, failover: bool = True) -> Self:
+        """A client of the etcd that the settings name. Raises ValueError when they name none."""
+        tls = None
+        if settings.ca is not None or settings.cert is not None:
+            tls = EtcdTls(ca=settings.ca, cert=settings.cert, key=settings.key)
+        return cls(settings.servers, settings.username, settings.password, tls, failover=failover)
 
     def __repr__(self) -> str:
         state = "open" if self._channel else "not connected"
@@ -318,8 +331,8 @@ class EtcdClient:
     async def _call(
         self, method: str, request: Any, response: Any, *, before: Callable[[], None] = lambda: None
     ) -> Any:
-        """The answer of the first endpoint that gives one; each is tried once. Raises EtcdError."""
-        for _ in self._endpoints[1:]:
+        """The answer of the first endpoint that gives one; each is tried once, with failover. Raises EtcdError."""
+        for _ in range(self._tries - 1):
             try:
                 before()
                 return await self._logged_in(method, request, response)
@@ -364,6 +377,7 @@ class EtcdClient:
         self._token = None
 
     async def _ask(self, method: str, request: Any, response: Any, metadata: Metadata) -> Any:
+        endpoint = self.endpoint
         call = self._connected().unary_unary(
             f"/etcdserverpb.{method}",
             request_serializer=type(request).SerializeToString,
@@ -372,7 +386,13 @@ class EtcdClient:
         try:
             return await call(request, timeout=self._timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise _translated(self.endpoint, error) from error
+            raise _translated(endpoint, error) from error
+        except asyncio.CancelledError:
+            # gRPC says the same when the channel is closed under a call and when the caller is cancelled.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise EtcdError(endpoint, "CANCELLED", "the connection was given up meanwhile") from None
 
     def _connected(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_DOCUMENT_BYTES",
     "SERVICE",
     "DirectorySource",
+    "NotReadYetError",
     "Source",
     "SourceError",
     "Text",
@@ -34,6 +35,10 @@ MAX_DOCUMENT_BYTES = 8 << 20
 
 class SourceError(Exception):
     """The source as a whole cannot be read now. The text says why."""
+
+
+class NotReadYetError(SourceError):
+    """The source has not been asked yet: `changed` is about to return, with the texts or with the reason."""
 
 
 class Unreadable(NamedTuple):

@@ -125,6 +125,8 @@ def test_all_problems_are_reported_at_once() -> None:
     [
         ({"INFERFLOW_TLS_CERT": "c.pem"}, "both or neither"),
         ({"INFERFLOW_TLS_CLIENT_CA": "ca.pem"}, "needs INFERFLOW_TLS_CERT"),
+        ({"INFERFLOW_ETCD_KEY": "k.pem"}, "INFERFLOW_ETCD_CERT and INFERFLOW_ETCD_KEY: both or neither"),
+        ({"INFERFLOW_ETCD_CA": "ca.pem", "ETCD_SERVER": "http://a"}, "ETCD_SERVER='http://a': is plaintext"),
         ({"APP_PORT": "8086"}, "must differ from APP_PORT"),
         ({"INFERFLOW_MATRIX_BYTES": "1MiB"}, "INFERFLOW_MAX_MATRIX_BYTES=64 MiB"),
         ({"INFERFLOW_MAX_HELD_BYTES": "1MiB"}, "INFERFLOW_MAX_REQUEST_BYTES=4 MiB"),

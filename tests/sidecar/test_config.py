@@ -448,10 +448,7 @@ def test_a_second_process_does_not_take_the_place_of_the_first(process: Callable
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (
-            {"ETCD_SERVER": "http://localhost:2379"},
-            "ETCD_SERVER: this release reads INFERFLOW_CONFIG_DIR only",
-        ),
+        ({"ETCD_SERVER": "ftp://localhost:2379"}, "ETCD_SERVER='ftp://localhost:2379': must be"),
         ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL"),
     ],
 )
