@@ -185,7 +185,7 @@ class Pod:
             self.start()
             self.wait_ready()
         except BaseException:
-            self._discard()
+            self.discard()
             raise
         return self
 
@@ -200,7 +200,7 @@ class Pod:
         finally:
             if error is not None:
                 print(self.text())
-            self._discard()
+            self.discard()
 
     # --- its life
 
@@ -255,12 +255,11 @@ class Pod:
             assert (books["in_flight"], books["held_bytes"], books["streams"]) == (0, 0, 0)
         assert self.errors() == []
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         """Ends and removes everything, whatever state it is in."""
         self.channel.close()
         if self._popen is not None and self._popen.poll() is None:
-            self._popen.kill()  # its processes end with it
-            self._popen.wait(PATIENCE)
+            self.stop(signal.SIGKILL)  # its processes end with it
         self._output.close()
         shutil.rmtree(self.home)
 
