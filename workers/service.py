@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from components.feature_init import initialize
+from components.feature_init import Brought, initialize
 from dag.component import Scoring
 from dag.executor import Execution, Executor
 from dag.plan import Plan
@@ -34,6 +34,14 @@ class Answered(NamedTuple):
     status: Status
     message: str
     body: bytes
+
+
+class _Refused(Exception):
+    """The service does not take this request now."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Ticket:
@@ -88,27 +96,27 @@ class Service:
             self.answered[status] = self.answered.get(status, 0) + 1
             answer(Answered(status, message, body))
 
-        if self.in_flight >= self.max_in_flight:
-            reply(
-                Status.RESOURCE_EXHAUSTED,
-                f"{self.in_flight} requests in flight, the limit is {self.max_in_flight}",
-            )
-            return ticket
         try:
-            if method >= len(ADAPTERS):
-                raise BadRequest(f"method {method} is none of {len(ADAPTERS)}")
-            inquiry = ADAPTERS[method](body, metadata, self._reading)
-            plan = self.plans.find(inquiry.model_config_id)
-            brought = inquiry.bring(plan)
+            plan, brought = self._read(method, metadata, body)
+            slot = self._pool.acquire()
+            try:
+                scoring = initialize(plan, brought, slot)
+            except BaseException:
+                self._pool.release(slot)
+                raise
+        except _Refused as error:
+            reply(error.status, str(error))
+            return ticket
         except BadRequest as error:
             reply(Status.INVALID_ARGUMENT, str(error))
             return ticket
-        slot = self._pool.acquire()
-        try:
-            scoring = initialize(plan, brought, slot)
         except MatrixFull as error:
-            self._pool.release(slot)
             reply(Status.RESOURCE_EXHAUSTED, str(error))
+            return ticket
+        except Exception as error:
+            # A mistake of ours costs this request, not the link that it came over with all the others.
+            log.exception("request failed")
+            reply(Status.INTERNAL, f"the request could not be read: {type(error).__name__}: {error}")
             return ticket
         self.in_flight += 1
 
@@ -133,6 +141,19 @@ class Service:
         )
         ticket._execution.start()
         return ticket
+
+    def _read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought]:
+        """The plan of a request and what it brings. Raises BadRequest, or _Refused when there is no room."""
+        if self.in_flight >= self.max_in_flight:
+            raise _Refused(
+                Status.RESOURCE_EXHAUSTED,
+                f"{self.in_flight} requests in flight, the limit is {self.max_in_flight}",
+            )
+        if method >= len(ADAPTERS):
+            raise _Refused(Status.UNIMPLEMENTED, f"method {method} is none of {len(ADAPTERS)}")
+        inquiry = ADAPTERS[method](body, metadata, self._reading)
+        plan = self.plans.find(inquiry.model_config_id)
+        return plan, inquiry.bring(plan)
 
     def _free(self, slot: Slot) -> None:
         self.in_flight -= 1
