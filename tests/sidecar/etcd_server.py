@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -48,7 +49,7 @@ class EtcdServer:
         self.scheme = scheme
         self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
-        self.tls: Any = None
+        self.tls: ssl.SSLContext | None = None
         """The ssl.SSLContext for the calls of this class, when etcd wants TLS."""
 
     def __enter__(self) -> Self:
@@ -116,10 +117,7 @@ class EtcdServer:
             json.dumps(body).encode(),
             {"Content-Type": "application/json", **({"Authorization": token} if token else {})},
         )
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls)
-        )
-        with opener.open(request, timeout=10) as answer:
+        with self._opener().open(request, timeout=10) as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
@@ -135,6 +133,10 @@ class EtcdServer:
         """All in one transaction: at one revision."""
         puts = [{"requestPut": {"key": _coded(key), "value": _coded(entries[key])}} for key in entries]
         self.call("kv/txn", success=puts)
+
+    def clear(self) -> None:
+        """Deletes every key; revisions go on."""
+        self.call("kv/deleterange", key=_coded("\0"), range_end=_coded("\0"))
 
     def revision(self) -> int:
         return int(self.call("kv/range", key=_coded("x"))["header"]["revision"])
@@ -152,12 +154,16 @@ class EtcdServer:
             for one in found.get("kvs", [])
         }
 
+    def _opener(self) -> urllib.request.OpenerDirector:
+        https = urllib.request.HTTPSHandler(context=self.tls)
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), https)
+
     def _wait(self) -> None:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             assert self._process is not None and self._process.poll() is None, "etcd has ended"
             with contextlib.suppress(OSError):
-                self.revision()
+                self._opener().open(f"{self.scheme}://{self.address}/health", timeout=10).close()
                 return
             time.sleep(0.05)
         raise AssertionError(f"etcd does not answer at {self.address}")
