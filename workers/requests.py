@@ -59,7 +59,7 @@ Adapter = Callable[[bytes, Metadata, Reading], Inquiry]
 
 def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
     placed, rest = _targets(body, POINT_WISE_TARGETS, reading)
-    request = _parsed(predict_pb2.PointWiseRequest, rest)
+    request = _parsed(predict_pb2.PointWiseRequest, body, rest)
     targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
@@ -70,7 +70,7 @@ def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
 
 def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
     placed, rest = _targets(body, SLATE_TARGETS, reading)
-    request = _parsed(predict_pb2.PairWiseRequest, rest)
+    request = _parsed(predict_pb2.PairWiseRequest, body, rest)
     targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
@@ -91,7 +91,7 @@ def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
 
 def _slate_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
     placed, rest = _targets(body, SLATE_TARGETS, reading)
-    request = _parsed(predict_pb2.SlateWiseRequest, rest)
+    request = _parsed(predict_pb2.SlateWiseRequest, body, rest)
     targets = placed or _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
@@ -130,9 +130,10 @@ ADAPTERS: tuple[Adapter, ...] = (_retrieve, _point_wise, _pair_wise, _slate_wise
 """By method: RetrieveModelScore, InferPointWise, InferPairWise, InferSlateWise."""
 
 
-def _parsed(kind: type[M], body: bytes) -> M:
+def _parsed(kind: type[M], body: bytes, rest: bytes | None = None) -> M:
+    """The message of a body; of its `rest` when the targets were taken out of it."""
     try:
-        return kind.FromString(body)
+        return kind.FromString(body if rest is None else rest)
     except DecodeError as error:
         raise BadRequest(f"the body of {len(body)} bytes is no {kind.DESCRIPTOR.name}") from error
 
