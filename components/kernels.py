@@ -79,7 +79,7 @@ def _varint(data, at, end):
     """(value, next) of a varint of at most five bytes; next is MALFORMED when it is longer or runs over."""
     if at < end and data[at] < 0x80:  # nearly always
         return np.int64(data[at]), at + 1
-    value = 0
+    value = np.int64(0)
     shift = 0
     while at < end and shift < 35:
         byte = np.int64(data[at])
@@ -102,7 +102,7 @@ def _tag(data, at, end):
 
 @_inline
 def _length(data, at, end):
-    """(start, stop) of a length-delimited field whose length stands at `at`; start is MALFORMED when it runs over."""
+    """(start, stop) of a length-delimited field whose length stands at `at`; MALFORMED when it runs over."""
     size, start = _varint(data, at, end)
     if start < 0 or size > end - start:
         return MALFORMED, MALFORMED
@@ -301,8 +301,7 @@ def ask_keys(
         if index[row] < 0:
             gaps += 1
     at = 0
-    number = 0
-    for begin in range(0, count, batch):
+    for number, begin in enumerate(range(0, count, batch)):
         size = encode_keys(heap, starts, sizes, firsts, begin, min(begin + batch, count), out[at:])
         if size < 0:
             return size
@@ -310,7 +309,6 @@ def ask_keys(
         if number >= ends.shape[0] - 1:
             return NO_ROOM
         ends[number] = at
-        number += 1
     ends[-1] = gaps
     return count
 
@@ -322,7 +320,7 @@ def ask_keys(
 def _skip_feature_schema(data, at, end):
     """The place after a Result's FeatureSchema, which nobody reads; UNUSUAL when it is not written as usual.
 
-    As usual: 1 label, then 2 features{1 label, 2 column_idx}. A closer look would cost as much as 15 rows of values.
+    As usual: 1 label, then 2 features{1 label, 2 column_idx}. A closer look would cost as much as ten rows.
     """
     at, end = _length(data, at, end)
     while 0 <= at < end:
