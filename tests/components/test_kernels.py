@@ -1,0 +1,744 @@
+"""Each kernel against the protobuf code that defines it.
+
+Where a kernel accepts, the reference accepts too and says the same; where it does not, it says so by a negative
+code and the reference is asked. That it accepts what is usual, so that nobody waits for the reference, is tested
+besides. `test_kernels_bounds.py` runs all of this with every index checked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from components import kernels
+from components.numerix_wire import decode_scores, encode_compute
+from components.onfs_wire import decode_rows, encode_keys
+from proto import numerix_pb2, onfs_pb2, predict_pb2
+from shared.shm_matrix import ABSENT, EMPTY, IDENTITY, ODD, VALUE
+from tests.components.messages import (
+    LENGTH,
+    PADS,
+    broken,
+    cut_anywhere,
+    field,
+    strange_fields,
+    unknown_fields,
+    written,
+)
+from tests.effort import tries
+
+Bytes = npt.NDArray[np.uint8]
+
+CANARY = 0xA5
+"""What memory that a kernel must leave alone is filled with."""
+
+
+def array(data: bytes) -> Bytes:
+    return np.frombuffer(data, np.uint8)
+
+
+def canaries(size: int) -> Bytes:
+    return np.full(size, CANARY, np.uint8)
+
+
+WORDS = st.sampled_from(["", "a", "user", "1234567", "x" * 130]) | st.text(
+    st.characters(codec="ascii"), max_size=9
+)
+TEXTS = WORDS.map(str.encode) | st.text(max_size=5).map(str.encode) | st.binary(max_size=4)
+"""Contents of string fields: mostly ASCII, also other UTF-8, and what is no UTF-8 at all."""
+
+
+def string_fields(number: int, texts: st.SearchStrategy[bytes] = TEXTS) -> st.SearchStrategy[bytes]:
+    return st.builds(lambda text, tag, length: field(number, LENGTH, text, tag, length), texts, PADS, PADS)
+
+
+# ---------------------------------------------------------------- read_result
+
+WIDTHS = st.lists(st.sampled_from([0, 1, 2, 4, 8, 12]), min_size=1, max_size=4)
+
+
+class Target:
+    """Memory that a Result is read into: the columns of these widths, side by side, for so many lines."""
+
+    def __init__(self, widths: Sequence[int], lines: int, heap: int) -> None:
+        self.widths = widths
+        self.lines = lines
+        stride = sum(widths) + len(widths)
+        self.arena = canaries(stride * lines)
+        self.table = np.zeros((len(widths), 5), np.int64)
+        at = 0
+        for column, width in enumerate(widths):
+            cells = at if width else column
+            self.table[column] = (width, cells, stride, at + width, stride)
+            at += width + 1
+        self.starts = np.full((lines, len(widths)), -1, np.int64)
+        self.sizes = np.full((lines, len(widths)), -1, np.int32)
+        self.heap = canaries(heap)
+
+    def read(self, body: bytes, lines: npt.NDArray[np.int32], heap_at: int = 0) -> int:
+        return kernels.read_result(
+            array(body), lines, self.table, self.arena, self.starts, self.sizes, self.heap, heap_at
+        )
+
+    def cell(self, line: int, column: int) -> tuple[int, bytes]:
+        """(state, value) of a cell."""
+        width, cells, stride, states, state_stride = self.table[column].tolist()
+        state = int(self.arena[states + line * state_stride])
+        if not width:
+            start, size = int(self.starts[line, column]), int(self.sizes[line, column])
+            return state, self.heap[start : start + size].tobytes()
+        start = cells + line * stride
+        return state, self.arena[start : start + width].tobytes() if state == VALUE else b""
+
+
+def expected_cells(rows: Sequence[Sequence[bytes]]) -> list[list[tuple[int, bytes]]]:
+    return [[(VALUE if value else EMPTY, value) for value in row] for row in rows]
+
+
+def hold_result(body: bytes, widths: Sequence[int], rows: int, lines: Sequence[int]) -> int:
+    """Reads `body` both ways; returns what the kernel did."""
+    spare = 3
+    target = Target(widths, len(lines) + spare, len(body) + spare)
+    code = target.read(body, np.array(lines[:rows], np.int32), spare)
+    assert (target.heap[:spare] == CANARY).all()
+    if code < 0:
+        return code
+    wanted = decode_rows(body, rows, len(widths))  # a WireError here: the kernel accepted too much
+    for row, cells in enumerate(expected_cells(wanted)):
+        assert [target.cell(lines[row], column) for column in range(len(widths))] == cells
+    untouched = set(range(len(lines) + spare)).difference(lines[:rows])
+    for line in untouched:
+        for column in range(len(widths)):
+            assert target.cell(line, column)[0] == CANARY
+    assert code == spare + sum(
+        len(value) for row in wanted for value, width in zip(row, widths, strict=True) if not width
+    )
+    assert (target.heap[code:] == CANARY).all()
+    return code
+
+
+@st.composite
+def result_bodies(draw: st.DrawFn, widths: Sequence[int]) -> tuple[bytes, int]:
+    """A Result on the wire and how many rows it has; most fit the widths, few are written as usual."""
+    lengths = [st.just(width) | st.integers(0, 13) if width else st.integers(0, 20) for width in widths]
+    rows = []
+    for _ in range(draw(st.integers(0, 4))):
+        values = [
+            draw(st.sampled_from([0, 1, 1, 1])) * draw(st.binary(min_size=n, max_size=n))
+            for n in (
+                draw(st.one_of(st.just(width), length)) for width, length in zip(widths, lengths, strict=True)
+            )
+        ]
+        if draw(st.integers(0, 9)) == 0:
+            values = values[: draw(st.integers(0, len(values)))]
+        columns = [field(2, LENGTH, value, draw(PADS), draw(PADS)) for value in values]
+        others = draw(st.lists(string_fields(1, WORDS.map(str.encode)) | string_fields(1), max_size=1))
+        row = draw(written(columns, others + draw(unknown_fields(1, 2)) + draw(strange_fields((1, 2)))))
+        rows.append(field(4, LENGTH, row, draw(PADS), draw(PADS)))
+    extra = draw(st.lists(string_fields(1) | string_fields(2) | feature_schemas(), max_size=2))
+    extra += draw(unknown_fields(1, 2, 3, 4)) + draw(strange_fields((1, 2, 3, 4)))
+    return draw(written(rows, extra)), len(rows)
+
+
+@st.composite
+def feature_schemas(draw: st.DrawFn) -> bytes:
+    """A FeatureSchema field of a Result: mostly as a store writes it."""
+    features = [
+        field(
+            2,
+            LENGTH,
+            onfs_pb2.Feature(label=draw(WORDS), column_idx=draw(st.integers(-1, 300))).SerializeToString(),
+        )
+        for _ in range(draw(st.integers(0, 3)))
+    ]
+    odd = draw(st.lists(string_fields(1) | string_fields(2), max_size=1)) + draw(unknown_fields(1, 2, most=1))
+    return field(
+        3, LENGTH, draw(written([field(1, LENGTH, b"group"), *features], odd)), draw(PADS), draw(PADS)
+    )
+
+
+@given(st.data(), WIDTHS)
+@tries(0.4)
+def test_read_result_is_as_protobuf_says(data: st.DataObject, widths: list[int]) -> None:
+    body, rows = data.draw(result_bodies(widths))
+    asked = data.draw(st.sampled_from([rows, rows, rows, rows + 1, max(rows - 1, 0)]))
+    hold_result(body, widths, asked, data.draw(st.permutations(range(asked + 2))))
+
+
+@given(st.data(), WIDTHS)
+@tries(0.4)
+def test_read_result_of_broken_bytes(data: st.DataObject, widths: list[int]) -> None:
+    body, rows = data.draw(result_bodies(widths))
+    hold_result(data.draw(broken(body)), widths, rows, range(rows))
+
+
+LIKELY = st.lists(st.sampled_from([b"\x22", b"\x02", b"\x12", b"\x00", b"\x80"])).map(b"".join)
+
+
+@given(st.binary(max_size=40) | LIKELY, st.integers(0, 3))
+def test_read_result_of_random_bytes(body: bytes, rows: int) -> None:
+    hold_result(body, [0, 4], rows, range(rows))
+
+
+def usual_result(widths: Sequence[int], rows: int) -> bytes:
+    """A Result as the feature store writes it."""
+    result = onfs_pb2.Result(entity_label="catalog", keys_schema=["id"])
+    schema = result.feature_schemas.add(feature_group_label="g")
+    for column in range(len(widths)):
+        schema.features.add(label=f"feature_{column}", column_idx=column)
+    for row in range(rows):
+        values = [bytes([row + 1]) * (width or row % 7) for width in widths]
+        values[row % len(values)] = b""
+        result.rows.add(keys=[f"key_{row}"], columns=values)
+    return result.SerializeToString()
+
+
+@pytest.mark.parametrize("columns", [1, 6, 200])
+def test_read_result_takes_what_is_usual(columns: int) -> None:
+    widths = [(4, 0, 1, 8, 2, 12)[at % 6] for at in range(columns)]
+    assert hold_result(usual_result(widths, 10), widths, 10, range(10)) >= 0
+
+
+def test_read_result_cut_anywhere() -> None:
+    for body in cut_anywhere(usual_result([4, 0, 12], 3)):
+        hold_result(body, [4, 0, 12], 3, range(3))
+
+
+def test_read_result_stops_at_the_end_of_the_heap() -> None:
+    body = usual_result([0], 5)
+    needed = sum(len(row[0]) for row in decode_rows(body, 5, 1))
+    for room in range(needed + 1):
+        target = Target([0], 5, needed)
+        target.heap = target.heap[:room]
+        code = target.read(body, np.arange(5, dtype=np.int32))
+        assert code == (kernels.NO_ROOM if room < needed else needed)
+
+
+def test_read_result_leaves_odd_lengths_to_the_reference() -> None:
+    body = onfs_pb2.Result(rows=[onfs_pb2.Row(columns=[b"12345"])]).SerializeToString()
+    assert Target([4], 1, 9).read(body, np.zeros(1, np.int32)) == kernels.UNUSUAL
+
+
+# ---------------------------------------------------------------- distinct_keys, encode_keys, ask_keys
+
+PARTS = st.sampled_from([b"", b"a", b"b", b"ab", b"key", b"x" * 127, b"x" * 128]) | st.binary(max_size=3)
+
+
+class KeyColumns:
+    """The parts of each row's key, [parts, rows], scattered over a heap."""
+
+    def __init__(self, rows: Sequence[Sequence[bytes]], parts: int) -> None:
+        self.rows = [tuple(row) for row in rows]
+        self.starts = np.zeros((parts, len(rows)), np.int64)
+        self.sizes = np.zeros((parts, len(rows)), np.int32)
+        heap = bytearray(b"pad")
+        for number, row in enumerate(rows):
+            for part, text in enumerate(row):
+                self.starts[part, number] = len(heap)
+                self.sizes[part, number] = len(text)
+                heap += text
+        self.heap = array(bytes(heap))
+        self.index = np.full(len(rows), -9, np.int32)
+        self.firsts = np.full(len(rows), -9, np.int32)
+        self.table = np.empty(1 << max(2 * len(rows) - 1, 1).bit_length(), np.int32)
+
+    def distinct(self) -> int:
+        return kernels.distinct_keys(self.heap, self.starts, self.sizes, self.table, self.index, self.firsts)
+
+    def numbered(self) -> tuple[list[int], list[tuple[bytes, ...]]]:
+        """The reference: the key number of each row (−1: none), and the keys in order of their first row."""
+        numbers: dict[tuple[bytes, ...], int] = {}
+        index = [numbers.setdefault(row, len(numbers)) if all(row) else -1 for row in self.rows]
+        return index, list(numbers)
+
+
+KEY_ROWS = st.integers(1, 3).flatmap(
+    lambda parts: st.builds(
+        lambda rows: KeyColumns(rows, parts),
+        st.lists(st.lists(PARTS, min_size=parts, max_size=parts), max_size=30),
+    )
+)
+
+
+@given(KEY_ROWS)
+def test_distinct_keys(columns: KeyColumns) -> None:
+    index, keys = columns.numbered()
+    assert columns.distinct() == len(keys)
+    assert columns.index.tolist() == index
+    assert [columns.rows[row] for row in columns.firsts[: len(keys)].tolist()] == keys
+    assert columns.firsts[: len(keys)].tolist() == [index.index(key) for key in range(len(keys))]
+
+
+def test_parts_of_a_key_do_not_run_into_each_other() -> None:
+    columns = KeyColumns([(b"ab", b"c"), (b"a", b"bc"), (b"ab", b"c")], 2)
+    assert columns.distinct() == 2
+    assert columns.index.tolist() == [0, 1, 0]
+
+
+def test_distinct_keys_of_many_rows() -> None:
+    columns = KeyColumns([(f"key{number % 700}".encode(),) for number in range(5000)], 1)
+    assert columns.distinct() == 700
+    assert columns.index.tolist() == [number % 700 for number in range(5000)]
+
+
+@pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (0, 99), (99, 1), (2, 2)])
+def test_distinct_keys_looks_at_its_bounds(start: int, size: int) -> None:
+    columns = KeyColumns([(b"",)], 1)
+    columns.starts[0, 0] = start
+    columns.sizes[0, 0] = size
+    assert columns.distinct() == kernels.MALFORMED
+
+
+def test_distinct_keys_needs_room() -> None:
+    columns = KeyColumns([(b"a",), (b"b",)], 1)
+    columns.index = columns.index[:1]
+    assert columns.distinct() == kernels.NO_ROOM
+
+
+@given(KEY_ROWS, st.data())
+def test_encode_keys_is_as_protobuf_says(columns: KeyColumns, data: st.DataObject) -> None:
+    count = columns.distinct()
+    _, keys = columns.numbered()
+    begin, end = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
+    out = canaries(sum(11 + sum(6 + len(part) for part in key) for key in keys) + 5)
+    code = kernels.encode_keys(columns.heap, columns.starts, columns.sizes, columns.firsts, begin, end, out)
+    if not all(part.isascii() for key in keys[begin:end] for part in key):
+        assert code == kernels.UNUSUAL
+        return
+    assert out[:code].tobytes() == encode_keys(keys[begin:end])
+    assert (out[code:] == CANARY).all()
+
+
+def test_encode_keys_needs_room() -> None:
+    columns = KeyColumns([(b"a" * 200,), (b"b",)], 1)
+    columns.distinct()
+    wanted = encode_keys([(b"a" * 200,), (b"b",)])
+    for room in range(len(wanted) + 20):
+        out = canaries(room)
+        code = kernels.encode_keys(columns.heap, columns.starts, columns.sizes, columns.firsts, 0, 2, out)
+        assert code in (kernels.NO_ROOM, len(wanted))
+    assert code == len(wanted)
+
+
+@given(KEY_ROWS, st.integers(1, 6))
+@tries(0.4)
+def test_ask_keys_is_both_in_one(columns: KeyColumns, batch: int) -> None:
+    index, keys = columns.numbered()
+    out = canaries(sum(11 + sum(6 + len(part) for part in key) for key in keys) + 5)
+    ends = np.full(len(index) // batch + 2, -9, np.int64)
+    code = kernels.ask_keys(
+        columns.heap,
+        columns.starts,
+        columns.sizes,
+        batch,
+        columns.table,
+        columns.index,
+        columns.firsts,
+        out,
+        ends,
+    )
+    if not all(part.isascii() for key in keys for part in key):
+        assert code == kernels.UNUSUAL
+        return
+    assert code == len(keys)
+    assert columns.index.tolist() == index
+    assert int(ends[-1]) == index.count(-1)
+    at = 0
+    for number, begin in enumerate(range(0, len(keys), batch)):
+        end = int(ends[number])
+        assert out[at:end].tobytes() == encode_keys(keys[begin : begin + batch])
+        at = end
+
+
+# ---------------------------------------------------------------- gather, collect, write
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[Bytes, Bytes, npt.NDArray[np.int32], int]:
+    """(cells flat, states, index, width) of a block, and an index that is empty or may say −1."""
+    width = draw(st.sampled_from([1, 2, 4, 8, 20]))
+    lines, columns = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    size = lines * columns
+    cells = array(draw(st.binary(min_size=size * width, max_size=size * width)))
+    states = draw(st.lists(st.sampled_from([ABSENT, VALUE, EMPTY, ODD]), min_size=size, max_size=size))
+    index = draw(st.just([]) | st.lists(st.integers(-1, lines - 1), min_size=1, max_size=6))
+    return cells, np.array(states, np.uint8).reshape(lines, columns), np.array(index, np.int32), width
+
+
+@given(blocks(), st.data())
+def test_gather(block: tuple[Bytes, Bytes, npt.NDArray[np.int32], int], data: st.DataObject) -> None:
+    cells, states, index, width = block
+    lines, everything = states.shape
+    matrix_rows = len(index) or lines
+    rows = np.array(data.draw(st.lists(st.integers(0, matrix_rows - 1), max_size=5)), np.int32)
+    columns = np.array(data.draw(st.lists(st.integers(0, everything - 1), min_size=1, max_size=4)), np.int32)
+    before = data.draw(st.integers(0, 3))
+    out = np.full((len(rows), before + len(columns) * width + 2), CANARY, np.uint8)
+    absent = kernels.gather(cells, states, index, rows, columns, width, out, before)
+    seen = 0
+    for i, row in enumerate(rows.tolist()):
+        line = int(index[row]) if len(index) else row
+        wanted = b""
+        for column in columns.tolist():
+            state = int(states[line, column]) if line >= 0 else ABSENT
+            seen += state == ABSENT
+            at = (line * everything + column) * width
+            wanted += cells[at : at + width].tobytes() if state == VALUE else bytes(width)
+        assert out[i].tobytes() == bytes([CANARY] * before) + wanted + bytes([CANARY] * 2)
+    assert absent == seen
+
+
+@given(blocks(), st.data())
+def test_collect_cells(block: tuple[Bytes, Bytes, npt.NDArray[np.int32], int], data: st.DataObject) -> None:
+    cells, states, index, width = block
+    lines, columns = states.shape
+    rows = len(index) or lines
+    column = data.draw(st.integers(0, columns - 1))
+    room, begin = data.draw(st.sampled_from([rows * width, 0, width])), data.draw(st.integers(0, 2))
+    out = canaries(begin + room)
+    starts, sizes = np.full(rows, -9, np.int64), np.full(rows, -9, np.int32)
+    code = kernels.collect_cells(cells, states, index, column, width, out, begin, starts, sizes)
+    wanted, values = [], 0
+    for row in range(rows):
+        line = int(index[row]) if len(index) else row
+        state = int(states[line, column]) if line >= 0 else ABSENT
+        values += state == VALUE
+        if state == ODD:
+            assert code == kernels.UNUSUAL or (code == kernels.NO_ROOM and values * width > room)
+            return
+        at = (line * columns + column) * width
+        wanted.append(cells[at : at + width].tobytes() if state == VALUE else b"")
+        if values * width > room:
+            assert code == kernels.NO_ROOM
+            return
+    assert code == begin + sum(map(len, wanted))
+    assert [out[a : a + n].tobytes() for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)] == wanted
+    assert (out[:begin] == CANARY).all()
+
+
+@given(st.lists(st.binary(max_size=5), min_size=1, max_size=6), st.booleans(), st.integers(-3, 3))
+def test_collect_texts(texts: list[bytes], constant: bool, slack: int) -> None:
+    heap = array(b"__" + b"".join(texts))
+    sizes_in = np.array([len(text) for text in texts], np.int32)
+    starts_in = (np.cumsum(sizes_in) - sizes_in + 2).astype(np.int64)
+    wanted = [texts[0]] * len(texts) if constant else texts
+    needed = sum(map(len, wanted))
+    out = canaries(max(needed + slack, 0))
+    starts, sizes = np.full(len(texts), -9, np.int64), np.full(len(texts), -9, np.int32)
+    code = kernels.collect_texts(heap, starts_in, sizes_in, 0 if constant else 1, out, 0, starts, sizes)
+    if len(out) < needed:
+        assert code == kernels.NO_ROOM
+        return
+    assert code == needed
+    assert [out[a : a + n].tobytes() for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)] == wanted
+
+
+@pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (0, 9), (9, 1)])
+def test_collect_texts_looks_at_its_bounds(start: int, size: int) -> None:
+    places = np.empty(1, np.int64), np.empty(1, np.int32)
+    heap, starts, sizes = array(b"abc"), np.array([start], np.int64), np.array([size], np.int32)
+    assert kernels.collect_texts(heap, starts, sizes, 1, canaries(99), 0, *places) == kernels.MALFORMED
+
+
+VALUES = st.binary(max_size=4) | st.sampled_from([b"v" * 127, b"v" * 130])
+
+
+@given(
+    st.integers(0, 3).flatmap(
+        lambda columns: st.lists(st.lists(VALUES, min_size=columns, max_size=columns), max_size=5)
+    ),
+    st.sampled_from([0x0A, 0x12]),
+)
+@tries(0.5)
+def test_write_scores_is_as_protobuf_says(rows: list[list[bytes]], tag: int) -> None:
+    columns = len(rows[0]) if rows else 0
+    starts, sizes = np.zeros((columns, len(rows)), np.int64), np.zeros((columns, len(rows)), np.int32)
+    heap = bytearray()
+    for row, values in enumerate(rows):
+        for column, value in enumerate(values):
+            starts[column, row], sizes[column, row] = len(heap), len(value)
+            heap += value
+    wanted = b"".join(
+        field(tag >> 3, LENGTH, predict_pb2.TargetScore(output_values=values).SerializeToString())
+        for values in rows
+    )
+    for room in range(len(wanted) + 8):
+        out = canaries(room)
+        code = kernels.write_scores(tag, array(bytes(heap)), starts, sizes, out)
+        assert code == len(wanted) or code == kernels.NO_ROOM
+        if code >= 0:
+            assert out[:code].tobytes() == wanted
+            assert (out[code:] == CANARY).all()
+    assert code == len(wanted)
+
+
+# ---------------------------------------------------------------- numerix
+
+FLOAT_BITS = st.integers(0, (1 << 32) - 1)
+
+
+IDS = st.binary(max_size=3) | st.just(b"i" * 200)
+
+
+@given(
+    st.integers(0, 3).flatmap(
+        lambda variables: st.lists(
+            st.tuples(IDS, st.lists(FLOAT_BITS, min_size=variables, max_size=variables)),
+            min_size=1,
+            max_size=6,
+        )
+    ),
+    st.booleans(),
+    st.data(),
+)
+@tries(0.5)
+def test_encode_compute_rows_is_as_protobuf_says(
+    rows: list[tuple[bytes, list[int]]], constant: bool, data: st.DataObject
+) -> None:
+    ids = [text for text, _ in rows]
+    bits = np.array([values for _, values in rows], np.uint32).reshape(len(rows), -1)
+    begin, end = sorted(data.draw(st.tuples(st.integers(0, len(rows)), st.integers(0, len(rows)))))
+    sizes = np.array([len(text) for text in ids], np.int32)
+    starts = (np.cumsum(sizes) - sizes).astype(np.int64)
+    out = canaries(
+        sum(len(text) + 6 * bits.shape[1] + 24 for text in (ids[:1] * len(ids) if constant else ids))
+    )
+    code = kernels.encode_compute_rows(
+        array(b"".join(ids)), starts, sizes, 0 if constant else 1, bits.view(np.float32), begin, end, out
+    )
+    if constant:
+        ids = ids[:1] * len(ids)
+    request = numerix_pb2.NumerixRequestProto.FromString(
+        encode_compute([], "", ids[begin:end], bits.view(np.float32)[begin:end])
+    )
+    wanted = numerix_pb2.EntityScoreData(
+        entity_scores=request.entity_score_data.entity_scores
+    ).SerializeToString()
+    assert out[:code].tobytes() == wanted
+    assert (out[code:] == CANARY).all()
+
+
+def test_encode_compute_rows_needs_room() -> None:
+    values = np.ones((2, 3), np.float32)
+    starts, sizes = np.zeros(2, np.int64), np.full(2, 3, np.int32)
+    codes = {
+        kernels.encode_compute_rows(array(b"abc"), starts, sizes, 1, values, 0, 2, canaries(room))
+        for room in range(2 * (3 + 18 + 24))
+    }
+    assert codes == {kernels.NO_ROOM, 2 * (2 + 2 + 2 + 3 + 18)}
+
+
+def hold_scores(body: bytes, rows: int, spare: int) -> int:
+    """Reads a NumerixResponseProto both ways; returns what the kernel did."""
+    scores = np.full(rows + spare, np.nan, np.float32)
+    code = kernels.read_scores(array(body), spare, scores)
+    assert np.isnan(scores[:spare]).all()
+    if code >= 0:
+        wanted = decode_scores(body, code)  # a WireError here: the kernel accepted too much
+        assert scores[spare : spare + code].tobytes() == wanted.tobytes()
+        assert np.isnan(scores[spare + code :]).all()
+    return code
+
+
+@st.composite
+def score_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A NumerixResponseProto on the wire, and how many rows it has."""
+    pads = st.sampled_from([0] * 20 + [1, 5])
+    rows = []
+    for _ in range(draw(st.integers(0, 4))):
+        # 4-byte scores and ids; now and then another length, another number of values
+        values = [draw(st.binary(max_size=3)), draw(st.binary(min_size=4, max_size=4))]
+        values += draw(st.lists(st.binary(max_size=4), max_size=1))
+        if draw(st.integers(0, 9)) == 0:
+            values = values[: draw(st.integers(0, 1))] + draw(st.lists(st.binary(max_size=5), max_size=1))
+        inner = [field(1, LENGTH, value, draw(pads), draw(pads)) for value in values]
+        odd = draw(st.sampled_from([[]] * 9 + [[b"\x1a\x01x"], [b"\x08\x01"]]))
+        matrix = draw(st.sampled_from([2] * 12 + [1]))
+        row = field(matrix, LENGTH, draw(written(inner, odd)), draw(pads), draw(pads))
+        rows.append(field(2, LENGTH, row * draw(st.sampled_from([1] * 12 + [2])), draw(pads), draw(pads)))
+    schema = draw(st.lists(string_fields(1, WORDS.map(str.encode)) | string_fields(1), max_size=2))
+    unknown = draw(st.sampled_from([[]] * 4 + [[b"\x1a\x01x"], [b"\x0d1234"], [b"\x10\x01"]]))
+    data = field(1, LENGTH, draw(written(rows, schema + unknown)), draw(pads), draw(pads))
+    return draw(
+        st.sampled_from([data] * 9 + [data + data, data + b"\x12\x00", b"\x12\x00" + data, b""])
+    ), len(rows)
+
+
+@given(score_bodies(), st.integers(0, 2), st.integers(-1, 1))
+@tries(0.5)
+def test_read_scores_is_as_protobuf_says(answer: tuple[bytes, int], spare: int, more: int) -> None:
+    body, rows = answer
+    hold_scores(body, max(rows + more, 0), spare)
+
+
+@given(score_bodies().flatmap(lambda answer: broken(answer[0])))
+@example(b"\x0a")
+@example(b"\x0a\x02\x12\x00")
+@tries(0.5)
+def test_read_scores_of_broken_bytes(body: bytes) -> None:
+    hold_scores(body, 4, 0)
+
+
+@given(st.binary(max_size=30).map(lambda rest: b"\x0a" + rest))
+def test_read_scores_of_random_bytes(body: bytes) -> None:
+    hold_scores(body, 3, 1)
+
+
+def usual_scores(rows: int) -> bytes:
+    """A NumerixResponseProto as the service writes it."""
+    response = numerix_pb2.NumerixResponseProto()
+    response.computation_score_data.schema[:] = ["catalog_id", "score"]
+    for row in range(rows):
+        value = struct.pack("<f", row / 3)
+        response.computation_score_data.computation_scores.add().byte_data.values.extend([b"id", value])
+    return response.SerializeToString()
+
+
+def test_read_scores_takes_what_is_usual() -> None:
+    assert hold_scores(usual_scores(50), 50, 0) == 50
+
+
+def test_read_scores_cut_anywhere() -> None:
+    for body in cut_anywhere(usual_scores(3)):
+        hold_scores(body, 3, 0)
+
+
+# ---------------------------------------------------------------- scan_request, read_targets
+
+POINT_TAG, SLATE_TAG = 0x2A, 0x3A
+
+
+def read_request(body: bytes, tag: int) -> tuple[list[tuple[bytes, list[bytes]]], bytes] | None:
+    """([(id, values)], the other fields' bytes) by the kernels; None when they leave it to the reference."""
+    counts = np.full(3, -9, np.int64)
+    if kernels.scan_request(array(body), tag, counts) < 0:
+        return None
+    rows, values, other = counts.tolist()
+    ids = np.full(rows, -9, np.int64), np.full(rows, -9, np.int32)
+    places = np.full((values, rows), -9, np.int64), np.full((values, rows), -9, np.int32)
+    rest = canaries(other)
+    code = kernels.read_targets(array(body), tag, *ids, *places, rest)
+    if code < 0:
+        return None
+    assert code == rows
+    targets = [
+        (
+            body[ids[0][row] : ids[0][row] + ids[1][row]],
+            [
+                body[a : a + n]
+                for a, n in zip(places[0][:, row].tolist(), places[1][:, row].tolist(), strict=True)
+            ],
+        )
+        for row in range(rows)
+    ]
+    return targets, rest.tobytes()
+
+
+def hold_request(body: bytes, tag: int) -> bool:
+    """Reads a Predict request both ways; whether the kernels took it."""
+    kind = predict_pb2.PointWiseRequest if tag == POINT_TAG else predict_pb2.SlateWiseRequest
+    read = read_request(body, tag)
+    if read is None:
+        return False
+    targets, rest = read
+    try:
+        wanted = kind.FromString(body)
+    except DecodeError:
+        # Not a kernel's business, if it is in the bytes that are parsed after it anyway.
+        with pytest.raises(DecodeError):
+            kind.FromString(rest)
+        return True
+    longest = max((len(target.feature_values) for target in wanted.targets), default=0)
+    assert targets == [
+        (target.id.encode(), [*target.feature_values, *[b""] * (longest - len(target.feature_values))])
+        for target in wanted.targets
+    ]
+    others = kind.FromString(rest)
+    assert not others.targets
+    wanted.ClearField("targets")
+    assert others.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
+    return True
+
+
+@st.composite
+def request_bodies(draw: st.DrawFn, tag: int) -> bytes:
+    """A PointWiseRequest or SlateWiseRequest on the wire, its fields in any order."""
+    parts = []
+    for _ in range(draw(st.integers(0, 4))):
+        ids = draw(st.lists(string_fields(1, WORDS.map(str.encode)) | string_fields(1), max_size=2))
+        values = [
+            field(2, LENGTH, value, draw(PADS), draw(PADS))
+            for value in draw(st.lists(st.binary(max_size=6), max_size=3))
+        ]
+        extra = draw(unknown_fields(1, 2, most=1)) + draw(strange_fields((1, 2)))
+        target = draw(written(draw(st.permutations([*ids, *values])), extra))
+        parts.append(field(tag >> 3, LENGTH, target, draw(PADS), draw(PADS)))
+    schema = predict_pb2.FeatureSchema(name=draw(WORDS), data_type=4).SerializeToString()  # type: ignore[arg-type]
+    parts += draw(st.lists(string_fields(1) | st.just(field(4, LENGTH, schema)), max_size=3))
+    parts += draw(unknown_fields(1, 2, 3, 4, 5, 6, 7, 8)) + draw(strange_fields([tag >> 3]))
+    return b"".join(draw(st.permutations(parts)))
+
+
+@given(st.data(), st.sampled_from([POINT_TAG, SLATE_TAG]))
+@tries(0.4)
+def test_read_targets_is_as_protobuf_says(data: st.DataObject, tag: int) -> None:
+    hold_request(data.draw(request_bodies(tag)), tag)
+
+
+@given(request_bodies(POINT_TAG).flatmap(broken))
+@tries(0.4)
+def test_read_targets_of_broken_bytes(body: bytes) -> None:
+    hold_request(body, POINT_TAG)
+
+
+@given(
+    st.binary(max_size=30)
+    | st.lists(st.sampled_from([b"\x2a", b"\x02", b"\x0a", b"\x12", b"\x01x"])).map(b"".join)
+)
+def test_read_targets_of_random_bytes(body: bytes) -> None:
+    hold_request(body, POINT_TAG)
+
+
+def usual_request(targets: int) -> bytes:
+    """A PointWiseRequest as a client writes it."""
+    request = predict_pb2.PointWiseRequest(model_config_id="ranker", tracking_id="t")
+    request.target_input_schema.add(name="price", data_type=4)
+    request.context_features.add(name="user_id", value=b"u", data_type=14)
+    for number in range(targets):
+        request.targets.add(id=f"catalog_{number}", feature_values=[struct.pack("<f", number), b""])
+    return request.SerializeToString()
+
+
+def test_read_targets_takes_what_is_usual() -> None:
+    assert hold_request(usual_request(40), POINT_TAG)
+
+
+def test_read_targets_cut_anywhere() -> None:
+    for body in cut_anywhere(usual_request(3)):
+        hold_request(body, POINT_TAG)
+
+
+def test_read_targets_needs_room() -> None:
+    body = usual_request(2)
+    counts = np.empty(3, np.int64)
+    assert kernels.scan_request(array(body), POINT_TAG, counts) == 0
+    rows, values, other = counts.tolist()
+    for less in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        r, v, o = rows - less[0], values - less[1], other - less[2]
+        code = kernels.read_targets(
+            array(body), POINT_TAG, np.empty(r, np.int64), np.empty(r, np.int32),
+            np.empty((v, r), np.int64), np.empty((v, r), np.int32), canaries(o),
+        )  # fmt: skip
+        assert code == kernels.NO_ROOM
+
+
+def test_index_of_all_rows_stands_for_itself() -> None:
+    """The empty index that callers hand in means line = row."""
+    assert IDENTITY.shape == (0,)

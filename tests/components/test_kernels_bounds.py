@@ -1,0 +1,49 @@
+"""The tests of the kernels once more, with every index into an array checked.
+
+Compiled code does not look where it reads and writes; with NUMBA_BOUNDSCHECK it does and raises IndexError. That
+takes a compilation of its own, so it happens in another process, with a cache of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).with_name("test_kernels.py")
+ROOT = TESTS.parents[2]
+
+CHECKED = """
+import sys
+
+import numpy as np
+import pytest
+
+from components import kernels
+
+cells, states = np.zeros(4, np.uint8), np.ones((1, 1), np.uint8)
+rows, columns = np.zeros(1, np.int32), np.ones(1, np.int32)
+try:
+    kernels.gather(cells, states, np.empty(0, np.int32), rows, columns, 4, np.zeros((1, 4), np.uint8), 0)
+except IndexError:
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[1:]]))
+sys.exit("indices are not checked")
+"""
+
+
+@pytest.mark.slow
+def test_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
+    environ = os.environ | {
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis"),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", CHECKED, "--hypothesis-profile=thorough", str(TESTS)],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1800, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "passed" in run.stdout
