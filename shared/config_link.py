@@ -14,38 +14,65 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
 
 from shared.fd_stream import FdStream
-from shared.frames import Activate, FrameReader, Prepared, Snapshot, Subscribe
+from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
 from shared.sealed import SealError, read_sealed
 
-__all__ = ["ConfigLink"]
+__all__ = ["ConfigFollower", "ConfigLink", "Outcome"]
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT = 0.05  # seconds before the second attempt to connect; doubled at each one that comes to nothing
 LONGEST_WAIT = 1.0
+ALONE = 0.5
+"""Seconds without a sidecar after which a worker that has nothing yet looks for what was saved."""
 _MAX_FRAME = 64 << 10
+
+_FromSidecar: TypeAlias = Snapshot | Activate | Notice
+_FROM_SIDECAR = (Snapshot, Activate, Notice)
+
+
+class Outcome(NamedTuple):
+    """What a worker says of a version that it has prepared."""
+
+    refused: dict[str, str]
+    """Configs that it cannot serve: why."""
+    waiting: dict[str, str]
+    """Configs with a new endpoint that does not answer: which, and why."""
+
+
+class ConfigFollower(Protocol):
+    """The worker, as the link sees it. All calls are made on the loop's thread."""
+
+    async def prepare(self, version: int, document: bytes) -> Outcome:
+        """Prepares a version. When it raises, the link is closed and made anew, later each time.
+
+        One at a time; it is cancelled when the connection is lost.
+        """
+        ...
+
+    def activate(self, version: int) -> None:
+        """Puts a prepared version into service."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """The sidecar says something about the configs as a whole; "" takes it back."""
+        ...
+
+    def saved(self) -> tuple[int, bytes] | None:
+        """The version that was saved last, and its document: asked once, when no sidecar is there at the start."""
+        ...
 
 
 class ConfigLink:
-    """Follows the config sidecar for one worker.
-
-    `on_snapshot(version, document)` prepares a version and returns the configs it cannot serve, each with the
-    reason; when it raises, the link is closed and made anew, later each time. `on_activate(version)` puts a
-    prepared version into service. Both are called on the loop's thread, one at a time.
-    """
+    """Follows the config sidecar for one worker."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        path: Path,
-        *,
-        worker: int,
-        on_snapshot: Callable[[int, bytes], dict[str, str]],
-        on_activate: Callable[[int], None],
+        self, loop: asyncio.AbstractEventLoop, path: Path, *, worker: int, follower: ConfigFollower
     ) -> None:
         """`path` is the sidecar's socket, `worker` the index that the sidecar logs. Nothing happens yet."""
         self.version = 0
@@ -53,11 +80,12 @@ class ConfigLink:
         self._loop = loop
         self._path = path
         self._subscribe = Subscribe(worker, os.getpid()).encode()
-        self._on_snapshot = on_snapshot
-        self._on_activate = on_activate
-        self._prepared: dict[int, dict[str, str]] = {}  # version → what it cannot serve
-        self._stream: FdStream[Snapshot | Activate] | None = None
+        self._follower = follower
+        self._prepared: dict[int, Outcome] = {}
+        self._stream: FdStream[_FromSidecar] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._alone: asyncio.TimerHandle | None = None
         self._wait = FIRST_WAIT
         self._closed = False
 
@@ -67,16 +95,28 @@ class ConfigLink:
 
     def start(self) -> None:
         """Connects, now or as soon as the sidecar is there, and again whenever the connection is lost."""
+        self._alone = self._loop.call_later(ALONE, self._start_alone)
         self._connect()
 
     async def close(self) -> None:
         """Lets the sidecar go. The active version stays what it is."""
         self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._alone):
+            if timer is not None:
+                timer.cancel()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        preparing = self._stop_preparing()
+        if preparing is not None:
+            await asyncio.wait([preparing])
+
+    def connected(self, configs: Sequence[str]) -> None:
+        """Tells the sidecar that the endpoints which these configs waited for answer now."""
+        if self._stream is not None:
+            self._stream.send(Connected(tuple(configs)).encode())
+
+    # --- connection
 
     def _connect(self) -> None:
         self._retry = None
@@ -91,7 +131,7 @@ class ConfigLink:
             log.debug("config sidecar cannot be reached", extra={"reason": str(error)})
             self._try_again()
             return
-        reader: FrameReader[Snapshot | Activate] = FrameReader((Snapshot, Activate), _MAX_FRAME)
+        reader: FrameReader[_FromSidecar] = FrameReader(_FROM_SIDECAR, _MAX_FRAME)
         self._stream = FdStream(self._loop, sock, reader, self._on_frame, self._lost)
         self._stream.send(self._subscribe)
 
@@ -102,35 +142,55 @@ class ConfigLink:
 
     def _lost(self, reason: str) -> None:
         self._stream = None
+        self._stop_preparing()
         if not self._closed:
             log.warning("config sidecar lost", extra={"reason": reason, "version": self.version})
             self._try_again()
 
-    def _on_frame(self, frame: Snapshot | Activate) -> None:
-        if isinstance(frame, Snapshot):
-            self._prepare(frame)
-        else:
-            self._activate(frame.version)
+    def _on_frame(self, frame: _FromSidecar) -> None:
+        match frame:
+            case Snapshot():
+                self._announced(frame)
+            case Activate():
+                self._activate(frame.version)
+            case Notice():
+                self._follower.notice(frame.text)
 
-    def _prepare(self, frame: Snapshot) -> None:
+    # --- versions
+
+    def _announced(self, frame: Snapshot) -> None:
         assert self._stream is not None  # frames come from an open stream only
-        stream = self._stream
-        fd = stream.take_fd()
+        fd = self._stream.take_fd()
         try:
-            if frame.version not in self._prepared:
-                document = read_sealed(fd, frame.length)
-                self._prepared[frame.version] = self._on_snapshot(frame.version, document)
+            document = b"" if frame.version in self._prepared else read_sealed(fd, frame.length)
         except SealError as error:
-            stream.fail(f"SNAPSHOT {frame.version}: {error}")
+            self._stream.fail(f"SNAPSHOT {frame.version}: {error}")
             return
-        except BaseException:
-            # The sidecar sends nothing new while it waits for an answer: a new connection ends that.
-            stream.fail(f"SNAPSHOT {frame.version} could not be prepared")
-            raise
         finally:
             os.close(fd)
+        self._stop_preparing()  # what was saved, if anything: this is newer, or the same
+        self._preparing = self._loop.create_task(self._prepare(self._stream, frame.version, document))
+
+    async def _prepare(self, stream: FdStream[_FromSidecar], version: int, document: bytes) -> None:
+        try:
+            if version not in self._prepared:
+                self._prepared[version] = await self._follower.prepare(version, document)
+        except Exception:
+            log.exception("version could not be prepared", extra={"version": version})
+            # The sidecar sends nothing new while it waits for an answer: a new connection ends that.
+            stream.fail(f"SNAPSHOT {version} could not be prepared")
+            return
         self._wait = FIRST_WAIT
-        stream.send(Prepared(frame.version, self._prepared[frame.version]).encode())
+        self._preparing = None
+        outcome = self._prepared[version]
+        stream.send(Prepared(version, outcome.refused, outcome.waiting).encode())
+
+    def _stop_preparing(self) -> asyncio.Task[None] | None:
+        task, self._preparing = self._preparing, None
+        if task is not None and task is not asyncio.current_task(self._loop):
+            task.cancel()
+            return task
+        return None
 
     def _activate(self, version: int) -> None:
         if version == self.version:
@@ -138,7 +198,28 @@ class ConfigLink:
         if version not in self._prepared:
             log.error("version to activate was never prepared", extra={"version": version})
             return
-        self._on_activate(version)
+        self._follower.activate(version)
         self.version = version
         # Older versions are gone for good, newer ones may be on their way.
-        self._prepared = {at: refused for at, refused in self._prepared.items() if at >= version}
+        self._prepared = {at: outcome for at, outcome in self._prepared.items() if at >= version}
+
+    # --- without a sidecar
+
+    def _start_alone(self) -> None:
+        self._alone = None
+        if self._stream is not None or self.version or self._preparing is not None:
+            return
+        saved = self._follower.saved()
+        if saved is not None:
+            self._preparing = self._loop.create_task(self._serve_saved(*saved))
+
+    async def _serve_saved(self, version: int, document: bytes) -> None:
+        try:
+            self._prepared[version] = await self._follower.prepare(version, document)
+        except Exception:
+            log.exception("saved version could not be prepared", extra={"version": version})
+            self._preparing = None
+            return
+        self._preparing = None
+        log.warning("serving what was saved: the config sidecar is away", extra={"version": version})
+        self._activate(version)

@@ -22,12 +22,14 @@ __all__ = [
     "Activate",
     "Answer",
     "Cancel",
+    "Connected",
     "Frame",
     "FrameError",
     "FrameReader",
     "Hello",
     "Kind",
     "Metadata",
+    "Notice",
     "Prepared",
     "Readiness",
     "Request",
@@ -65,6 +67,8 @@ class Kind(enum.IntEnum):
     SNAPSHOT = 17
     PREPARED = 18
     ACTIVATE = 19
+    CONNECTED = 20
+    NOTICE = 21
 
 
 class Readiness(enum.IntEnum):
@@ -189,9 +193,12 @@ class Prepared(NamedTuple):
     version: int
     refused: dict[str, str]
     """model_config_id → why this worker cannot serve it."""
+    waiting: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
+    """model_config_id → which endpoint, new in this version of it, did not answer."""
 
     def encode(self) -> bytes:
-        return _whole(Kind.PREPARED, _VERSION.pack(self.version) + orjson.dumps(self.refused))
+        parts = {"refused": self.refused, "waiting": self.waiting}
+        return _whole(Kind.PREPARED, _VERSION.pack(self.version) + orjson.dumps(parts))
 
 
 class Activate(NamedTuple):
@@ -203,7 +210,39 @@ class Activate(NamedTuple):
         return _whole(Kind.ACTIVATE, _VERSION.pack(self.version))
 
 
-Frame: TypeAlias = Hello | State | Request | Cancel | Answer | Subscribe | Snapshot | Prepared | Activate
+class Connected(NamedTuple):
+    """Worker → sidecar: the endpoints that these configs waited for answer now."""
+
+    configs: tuple[str, ...]
+    """model_config_ids."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.CONNECTED, orjson.dumps(self.configs))
+
+
+class Notice(NamedTuple):
+    """Sidecar → worker: what an operator should know of the configs as a whole."""
+
+    text: str
+    """Empty when there is nothing to say."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.NOTICE, _text(self.text))
+
+
+Frame: TypeAlias = (
+    Hello
+    | State
+    | Request
+    | Cancel
+    | Answer
+    | Subscribe
+    | Snapshot
+    | Prepared
+    | Activate
+    | Connected
+    | Notice
+)
 F = TypeVar("F", bound=Frame)
 
 
@@ -451,13 +490,31 @@ def _decode_snapshot(data: bytes, start: int, end: int) -> Snapshot:
 
 def _decode_prepared(data: bytes, start: int, end: int) -> Prepared:
     (version,) = _head(_VERSION, Kind.PREPARED, data, start, end)
+    found = _read_json(data[start + _VERSION.size : end], f"PREPARED {version}")
+    if not isinstance(found, dict) or found.keys() != {"refused", "waiting"}:
+        raise FrameError(f"PREPARED {version}: must be a JSON object of refused and waiting")
+    for place, reasons in found.items():
+        if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
+            raise FrameError(f"PREPARED {version}: {place} must be a JSON object of texts")
+    return Prepared(version, found["refused"], found["waiting"])
+
+
+def _decode_connected(data: bytes, start: int, end: int) -> Connected:
+    names = _read_json(data[start:end], "CONNECTED")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FrameError("CONNECTED: must be a JSON list of texts")
+    return Connected(tuple(names))
+
+
+def _decode_notice(data: bytes, start: int, end: int) -> Notice:
+    return Notice(_read_text(data, start, end - start, end, Kind.NOTICE, "text"))
+
+
+def _read_json(text: bytes, place: str) -> Any:
     try:
-        refused = orjson.loads(data[start + _VERSION.size : end])
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise FrameError(f"PREPARED {version}: not JSON: {error}") from error
-    if not isinstance(refused, dict) or not all(isinstance(reason, str) for reason in refused.values()):
-        raise FrameError(f"PREPARED {version}: must be a JSON object of texts")
-    return Prepared(version, refused)
+        raise FrameError(f"{place}: not JSON: {error}") from error
 
 
 def _decode_activate(data: bytes, start: int, end: int) -> Activate:
@@ -474,6 +531,8 @@ _KINDS: dict[type[Any], Kind] = {
     Snapshot: Kind.SNAPSHOT,
     Prepared: Kind.PREPARED,
     Activate: Kind.ACTIVATE,
+    Connected: Kind.CONNECTED,
+    Notice: Kind.NOTICE,
 }
 _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.HELLO: _decode_hello,
@@ -485,4 +544,6 @@ _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.SNAPSHOT: _decode_snapshot,
     Kind.PREPARED: _decode_prepared,
     Kind.ACTIVATE: _decode_activate,
+    Kind.CONNECTED: _decode_connected,
+    Kind.NOTICE: _decode_notice,
 }

@@ -6,40 +6,50 @@ Events are method calls, and each returns the actions to take; sockets, clocks a
 |---|---|---|
 | – | `publish` of a new content | pending |
 | pending | every connected worker has prepared it | active |
-| pending | the time limit is over and one worker has prepared it | active |
 | pending | a worker says that a config which is served now would be lost | dropped (Rejected) |
+| pending | a worker says that a new endpoint of a config which is served now does not answer | dropped (Waits) |
+| pending | the time limit is over | dropped (Overdue), and tried again when those who held it up are done or gone |
 | pending | `publish` of another content | dropped |
 | active | another version becomes active | retired |
 
-What follows from it: nothing becomes active that no worker could prepare. A dead worker holds nothing up, a
-slow one at most the time limit; it serves what it has, and is told to activate when it is done. A worker that
-joins gets the active version first, so that it can serve, and then the pending one. A worker prepares one
-version at a time: one that hangs does not pile up snapshots.
+What follows from it: a version is active everywhere or nowhere, and nothing becomes active that a worker could not
+prepare. A dead worker holds nothing up. A worker that joins gets the active version first, so that it can serve,
+and then the pending one. A worker prepares one version at a time: one that hangs does not pile up snapshots.
+
+Only the first version of all is activated without those who are late: where nothing is served, something is better.
+
+A config whose endpoint does not answer is left at its old version by whoever publishes, and the worker that
+missed it goes on trying. When it answers, or the worker is gone, the config is Released: to be published again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from sidecar.catalog import Content
 
 __all__ = [
+    "LIMIT",
     "Action",
     "Activated",
     "Activation",
     "Announce",
     "Forget",
     "ImpossibleEventError",
+    "Overdue",
     "Rejected",
-    "Stuck",
+    "Released",
     "Tell",
     "Version",
+    "Waits",
 ]
 
 LIMIT = 10.0
-"""Seconds for which one slow worker may hold up the others. Compiling takes well under a second."""
+"""Seconds that preparing may take. Compiling takes well under a second, and so does a connection."""
+
+NOTHING: Mapping[str, str] = {}
 
 
 class Version(NamedTuple):
@@ -77,8 +87,21 @@ class Rejected(NamedTuple):
     reasons: Mapping[str, str]
 
 
-class Stuck(NamedTuple):
-    """The time limit is over and no worker has prepared this version; these work on it or on an older one."""
+class Waits(NamedTuple):
+    """A version is dropped: new endpoints of these configs, which are served now, do not answer."""
+
+    version: Version
+    reasons: Mapping[str, str]
+
+
+class Released(NamedTuple):
+    """Nobody waits for the endpoints of these configs any more: they deserve another try."""
+
+    names: tuple[str, ...]
+
+
+class Overdue(NamedTuple):
+    """A version is dropped, or the first of all still waited for: these workers have not prepared it in time."""
 
     version: Version
     workers: tuple[int, ...]
@@ -90,7 +113,7 @@ class Forget(NamedTuple):
     number: int
 
 
-Action: TypeAlias = Announce | Tell | Activated | Rejected | Stuck | Forget
+Action: TypeAlias = Announce | Tell | Activated | Rejected | Waits | Released | Overdue | Forget
 
 
 class ImpossibleEventError(RuntimeError):
@@ -103,6 +126,8 @@ class _Worker:
 
     preparing: int | None = None
     prepared: set[int] = field(default_factory=set)
+    serving: int | None = None
+    waiting: set[str] = field(default_factory=set)
 
 
 class Activation:
@@ -115,8 +140,13 @@ class Activation:
         self.pending: Version | None = None
         self.due: float | None = None
         """When to call `tick`; None: not needed."""
-        self._limit = limit
+        self.overdue: Content | None = None
+        """What was dropped because of slow workers, and is published again when they are done."""
+        self.blamed: frozenset[int] = frozenset()
+        """The workers that held it up and have not finished since."""
+        self.limit = limit
         self._over = False
+        self._now = 0.0
         self._workers: dict[int, _Worker] = {}
         self._last_number = active.number if active else 0
 
@@ -126,19 +156,24 @@ class Activation:
         done = sum(pending in worker.prepared for worker in self._workers.values())
         return f"<Activation active {active}, pending {pending}: {done} of {len(self._workers)} workers>"
 
+    def serving(self, worker: int) -> int | None:
+        """The version that a worker was last told to activate. Raises KeyError."""
+        return self._workers[worker].serving
+
     # --- events
 
     def publish(self, content: Content, number: int, now: float) -> list[Action]:
         """A content to be served, under this number or the next free one. Nothing when it is not new."""
+        self._now = now
+        if self.overdue == content:
+            return []
+        self._clear_overdue()
         current = self.pending or self.active
         if current is not None and current.content == content:
             return []
         actions: list[Action] = [*self._drop_pending()]
         if self.active is None or self.active.content != content:
-            self._last_number = max(number, self._last_number + 1)
-            self.pending = Version(self._last_number, content)
-            self.due = now + self._limit
-            actions += self._feed_all()
+            actions += self._begin(content, number)
         return actions
 
     def joined(self, worker: int) -> list[Action]:
@@ -148,17 +183,26 @@ class Activation:
         self._workers[worker] = _Worker()
         return [*self._feed(worker)]
 
-    def left(self, worker: int) -> list[Action]:
+    def left(self, worker: int, now: float) -> list[Action]:
         """A worker's connection has ended. Raises ImpossibleEventError when it never joined."""
-        self._state(worker, "left")
+        self._now = now
+        state = self._state(worker, "left")
         del self._workers[worker]
-        return [*self._advance()]
+        return [*self._advance(), *self._release(state.waiting), *self._unblame(worker)]
 
-    def prepared(self, worker: int, number: int, refused: Mapping[str, str]) -> list[Action]:
-        """A worker has prepared a version, but for these configs.
+    def prepared(
+        self,
+        worker: int,
+        number: int,
+        refused: Mapping[str, str],
+        now: float,
+        waiting: Mapping[str, str] = NOTHING,
+    ) -> list[Action]:
+        """A worker has prepared a version, but for these configs; it waits for endpoints of others.
 
         Raises ImpossibleEventError when that is not what the worker was working on.
         """
+        self._now = now
         state = self._state(worker, f"prepared {number}")
         if state.preparing != number:
             raise ImpossibleEventError(
@@ -168,26 +212,40 @@ class Activation:
         state.prepared.add(number)
         actions: list[Action] = []
         if self.active is not None and number == self.active.number:
+            state.serving = number
             actions.append(Tell(worker, number))
         elif self.pending is not None and number == self.pending.number:
-            lost = self._lost(self.active, self.pending, refused)
-            if lost:
-                actions.append(Rejected(self.pending, lost))
-                actions += self._drop_pending()
-            else:
-                actions += self._advance()
-        return [*actions, *self._feed(worker)]
+            actions += self._judge(state, self.pending, refused, waiting)
+        return [*actions, *self._unblame(worker), *self._feed(worker)]
+
+    def connected(self, worker: int, names: Collection[str]) -> list[Action]:
+        """The endpoints that a worker missed for these configs answer now.
+
+        Raises ImpossibleEventError when the worker never joined.
+        """
+        state = self._state(worker, "connected")
+        done = state.waiting.intersection(names)
+        state.waiting -= done
+        return [*self._release(done)]
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed. Nothing before `due`."""
+        self._now = now
         if self.pending is None or self.due is None or now < self.due:
             return []
+        late = tuple(
+            worker for worker, state in self._workers.items() if self.pending.number not in state.prepared
+        )
+        if not late:  # nobody is connected: there is time again for those who come
+            self.due = now + self.limit
+            return []
         self.due = None
-        self._over = True
-        actions = [*self._advance()]
-        if self.pending is not None and self._workers:
-            actions.append(Stuck(self.pending, tuple(self._workers)))
-        return actions
+        overdue = Overdue(self.pending, late)
+        if self.active is None:
+            self._over = True
+            return [overdue, *self._advance()]
+        self.overdue, self.blamed = self.pending.content, frozenset(late)
+        return [overdue, *self._drop_pending()]
 
     # --- what follows
 
@@ -196,7 +254,10 @@ class Activation:
             raise ImpossibleEventError(f"worker {worker} {event}, but is not connected: {self!r}")
         return self._workers[worker]
 
-    def _feed_all(self) -> Iterator[Action]:
+    def _begin(self, content: Content, number: int) -> Iterator[Action]:
+        self._last_number = max(number, self._last_number + 1)
+        self.pending = Version(self._last_number, content)
+        self.due = self._now + self.limit
         for worker in self._workers:
             yield from self._feed(worker)
 
@@ -207,6 +268,33 @@ class Activation:
             if state.preparing is None and version is not None and version.number not in state.prepared:
                 state.preparing = version.number
                 yield Announce(worker, version)
+
+    def _judge(
+        self, state: _Worker, pending: Version, refused: Mapping[str, str], waiting: Mapping[str, str]
+    ) -> Iterator[Action]:
+        """A worker has prepared the pending version: is there anything against it, or is it the last?"""
+        lost = self._at_stake(pending, refused)
+        missed = self._at_stake(pending, waiting)
+        state.waiting |= missed.keys()
+        if lost:
+            yield Rejected(pending, lost)
+        if missed:
+            yield Waits(pending, missed)
+        if lost or missed:
+            yield from self._drop_pending()
+        else:
+            yield from self._advance()
+
+    def _at_stake(self, pending: Version, reasons: Mapping[str, str]) -> dict[str, str]:
+        """Those of these configs that are served now, and in another version of theirs."""
+        if self.active is None:
+            return {}
+        old, new = self.active.content, pending.content
+        return {
+            name: reason
+            for name, reason in reasons.items()
+            if name in new.configs and name in old.configs and new.fingerprint(name) != old.fingerprint(name)
+        }
 
     def _advance(self) -> Iterator[Action]:
         """Activates the pending version if nothing speaks against it any more."""
@@ -222,10 +310,29 @@ class Activation:
             state.prepared = {one for one in state.prepared if one >= number}
         yield Activated(self.active, tuple(worker for worker in self._workers if worker not in ready))
         for worker in ready:
+            self._workers[worker].serving = number
             yield Tell(worker, number)
         if retired is not None:
             yield Forget(retired.number)
-        yield from self._feed_all()
+        for worker in self._workers:
+            yield from self._feed(worker)
+
+    def _release(self, names: Collection[str]) -> Iterator[Action]:
+        """Names that no worker waits for any more."""
+        free = [name for name in names if not any(name in state.waiting for state in self._workers.values())]
+        if free:
+            yield Released(tuple(sorted(free)))
+
+    def _unblame(self, worker: int) -> Iterator[Action]:
+        """A worker that held a version up is done or gone: after the last of them it is tried again."""
+        if worker not in self.blamed:
+            return
+        self.blamed -= {worker}
+        content = self.overdue
+        if self.blamed or content is None:
+            return
+        self._clear_overdue()
+        yield from self._begin(content, 0)
 
     def _drop_pending(self) -> Iterator[Action]:
         if self.pending is not None:
@@ -235,15 +342,5 @@ class Activation:
     def _clear_pending(self) -> None:
         self.pending, self.due, self._over = None, None, False
 
-    @staticmethod
-    def _lost(active: Version | None, pending: Version, refused: Mapping[str, str]) -> dict[str, str]:
-        """Configs that are served now and would not be any more, because of what is new about them."""
-        if active is None:
-            return {}
-        return {
-            name: reason
-            for name, reason in refused.items()
-            if name in pending.content.configs
-            and name in active.content.configs
-            and pending.content.fingerprint(name) != active.content.fingerprint(name)
-        }
+    def _clear_overdue(self) -> None:
+        self.overdue, self.blamed = None, frozenset()

@@ -8,16 +8,19 @@ A Catalog remembers the last good version of everything, so that a broken edit t
   config that has no good version to go with it: configs and expressions fit each other at every moment;
 - what is gone from the source is gone, but for an expression that a kept config still needs.
 
+- a config that workers cannot serve, or whose new endpoint does not answer, keeps its last good version too:
+  `reject` and `hold` say so, for exactly this version of it.
+
 A text that changed less than `GRACE` seconds ago is no error yet: it may be half written. Pure but for its own
 memory: time comes in as an argument.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -25,9 +28,20 @@ import orjson
 from components.expression import parse
 from dag.problems import Problem
 from dag.validate import Verdict, bounded_reason, validate
+from shared.snapshot import Head, Snapshot, digest_of
 from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, Text, Unreadable
 
-__all__ = ["GRACE", "Catalog", "Content", "Document", "judge", "read_expression", "read_service"]
+__all__ = [
+    "GRACE",
+    "Catalog",
+    "Content",
+    "Document",
+    "compute_ids",
+    "fingerprint",
+    "judge",
+    "read_expression",
+    "read_service",
+]
 
 GRACE = 1.0
 """Seconds for which a changed text that is broken counts as half written."""
@@ -53,43 +67,99 @@ class Content:
     """Configs that have no good version, with the reason."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """Configs that are served in an older version, with what is wrong with the newest."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Configs that are served in an older version, with the endpoint that the newest waits for."""
     expressions: Mapping[str, str] = field(default_factory=dict)
     service: Mapping[str, Any] = field(default_factory=dict)
+    revisions: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """By key: the revision of the source that is served. The same text in a later revision is no change."""
 
     def encode(self, version: int) -> bytes:
-        """The snapshot document of docs/architecture.md, with this version number."""
-        return msgspec.json.encode(
-            {
-                "version": version,
-                "configs": {
-                    name: {"digest": document.digest, "document": msgspec.Raw(document.text)}
-                    for name, document in self.configs.items()
-                },
-                "refused": self.refused,
-                "kept": self.kept,
-                "expressions": self.expressions,
-                "service": self.service,
-            }
+        """The snapshot of `shared.snapshot` with this version number."""
+        head = Head(
+            version=version,
+            refused=dict(self.refused),
+            kept=dict(self.kept),
+            waiting=dict(self.waiting),
+            expressions=dict(self.expressions),
+            service=dict(self.service),
+            revisions=dict(self.revisions),
         )
+        documents = {name: (document.digest, document.text) for name, document in self.configs.items()}
+        return Snapshot.encode(head, documents)
+
+    @classmethod
+    def decode(cls, snapshot: bytes) -> tuple[int, Content]:
+        """The version number and the content of an encoded snapshot. Raises ValueError."""
+        read = Snapshot.decode(snapshot)
+        head = read.head
+        documents = {}
+        for name, entry in head.configs.items():
+            text = read.document(name)
+            if digest_of(text) != entry.digest:
+                raise ValueError(f"config {name!r} does not have the digest that stands beside it")
+            documents[name] = Document(text, entry.digest, frozenset(compute_ids(text)))
+        content = cls(
+            documents, head.refused, head.kept, head.waiting, head.expressions, head.service, head.revisions
+        )
+        return head.version, content
+
+    def text(self, key: str) -> bytes:
+        """What is served for a key, as a source would hold it. Raises KeyError."""
+        if key.startswith(CONFIGS):
+            return self.configs[key.removeprefix(CONFIGS)].text
+        if key.startswith(EXPRESSIONS):
+            return orjson.dumps({"expression": self.expressions[key.removeprefix(EXPRESSIONS)]})
+        if key == SERVICE and self.service:
+            return orjson.dumps(self.service)
+        raise KeyError(key)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The keys of everything that is served, with the SHA-256 of its text."""
+        found = {CONFIGS + name: document.digest for name, document in self.configs.items()}
+        others = [EXPRESSIONS + name for name in self.expressions] + [SERVICE] * bool(self.service)
+        return found | {key: digest_of(self.text(key)) for key in others}
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """By key: what tells its version from others. For a config that includes its expressions."""
+        return self.digests | {CONFIGS + name: self.fingerprint(name) for name in self.configs}
 
     def fingerprint(self, name: str) -> str:
         """What decides how the config `name` is served: its document and its expressions. "" without it."""
         document = self.configs.get(name)
-        if document is None:
-            return ""
-        used = [[compute_id, self.expressions.get(compute_id)] for compute_id in sorted(document.compute_ids)]
-        return f"{document.digest}:{digest_of(orjson.dumps(used))}"
+        return "" if document is None else fingerprint(document, self.expressions)
 
     def __repr__(self) -> str:
         return (
-            f"<Content {len(self.configs)} configs, {len(self.kept)} of them kept, {len(self.refused)} refused, "
-            f"{len(self.expressions)} expressions>"
+            f"<Content {len(self.configs)} configs, {len(self.kept)} of them kept, {len(self.waiting)} waiting, "
+            f"{len(self.refused)} refused, {len(self.expressions)} expressions>"
         )
 
 
-def digest_of(text: bytes) -> str:
-    """SHA-256, hexadecimal."""
-    return hashlib.sha256(text).hexdigest()
+def fingerprint(document: Document, expressions: Mapping[str, str]) -> str:
+    """The version of a config together with these expressions, of which only those count that it needs."""
+    used = [[compute_id, expressions.get(compute_id)] for compute_id in sorted(document.compute_ids)]
+    return f"{document.digest}:{digest_of(orjson.dumps(used))}" if used else document.digest
+
+
+class _Compute(msgspec.Struct, frozen=True):
+    compute_id: str
+
+
+class _Computes(msgspec.Struct, frozen=True):
+    numerix_components: list[_Compute] = []
+
+
+class _Needs(msgspec.Struct, frozen=True):
+    component_config: _Computes = _Computes()
+
+
+def compute_ids(text: bytes) -> list[str]:
+    """The expressions that a config needs, in its order, read without the rest of it. Raises ValueError."""
+    found = msgspec.json.decode(text, type=_Needs)
+    return [one.compute_id for one in found.component_config.numerix_components]
 
 
 def judge(
@@ -150,26 +220,35 @@ class Catalog:
         """By key: all that is wrong with a text that is not served for it."""
         self.settles_at: float | None = None
         """When to call `update` again although nothing changed: a text that may be half written."""
-        self._check = check_expressions
+        self.checks_expressions = check_expressions
+        """Whether every compute_id needs an expression."""
         self._since: dict[str, tuple[Text, float]] | None = None
-        self._answers: dict[_Question, _Judged] = {}
-        self._asked: dict[_Question, _Judged] = {}
+        self._verdicts: _Memory[_Question, _Found] = _Memory()
+        self._needs: _Memory[bytes, tuple[str, ...]] = _Memory()
         self._rejected: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
+        self._held: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
         self.last = self._still_good(last or Content())
         """What is to be served: the outcome of the last `update`, at first what is good of `last`."""
 
     def __repr__(self) -> str:
         return f"<Catalog {self.last!r}, {len(self.problems)} problems>"
 
-    def update(self, seen: Mapping[str, Text], now: float) -> Content:
-        """What is to be served now that the source holds `seen`. `now` in seconds, of any one clock."""
+    def update(
+        self, seen: Mapping[str, Text], now: float, revisions: Mapping[str, int] | None = None
+    ) -> Content:
+        """What is to be served now that the source holds `seen`. `now` in seconds, of any one clock.
+
+        `revisions` of the source, by key.
+        """
         young = self._note_changes(seen, now)
         self.problems = {}
         expressions = self._expressions(_below(EXPRESSIONS, seen))
-        configs, broken = self._resolve(_below(CONFIGS, seen), expressions)
-        self._answers, self._asked = self._asked, {}
+        configs, broken, waiting = self._resolve(_below(CONFIGS, seen), expressions)
+        self._verdicts.forget()
+        self._needs.forget()
         service = self._service(seen)
         self.problems.update((CONFIGS + name, errors) for name, errors in broken.items())
+        old = {*self.problems, *(CONFIGS + name for name in waiting)}
         unsettled = self.problems.keys() & young.keys()
         self.settles_at = min((young[key] for key in unsettled), default=None)
         for key in unsettled:
@@ -177,13 +256,17 @@ class Catalog:
         reasons = {
             name: bounded_reason(errors) for name, errors in broken.items() if CONFIGS + name in self.problems
         }
-        self.last = Content(
+        content = Content(
             configs=configs,
             refused={name: reason for name, reason in reasons.items() if name not in configs},
             kept={name: reason for name, reason in reasons.items() if name in configs},
+            waiting={name: reason for name, reason in waiting.items() if name in configs},
             expressions=expressions,
             service=service,
         )
+        before, newest = self.last.revisions, revisions or {}
+        served = {key: (before if key in old else newest).get(key, 0) for key in content.digests}
+        self.last = replace(content, revisions=served)
         return self.last
 
     def reject(self, name: str, fingerprint: str, reason: str, active: Content) -> None:
@@ -193,6 +276,18 @@ class Catalog:
         """
         self._rejected[name] = (fingerprint, reason)
         self.last = active
+
+    def hold(self, name: str, fingerprint: str, reason: str, active: Content) -> None:
+        """The new endpoint of this version of a config does not answer: `update` is to leave it at its old one.
+
+        `fingerprint` is that of the content that waits; `release` ends it, and so does a later edit.
+        """
+        self._held[name] = (fingerprint, reason)
+        self.last = active
+
+    def release(self, name: str) -> None:
+        """The next `update` may take the newest version of this config again."""
+        self._held.pop(name, None)
 
     # --- what changed
 
@@ -231,34 +326,39 @@ class Catalog:
             self.problems[SERVICE] = (str(error),)
             return self.last.service
 
-    def _resolve(
-        self, texts: Mapping[str, Text], expressions: dict[str, str]
-    ) -> tuple[dict[str, Document], dict[str, tuple[str, ...]]]:
-        """The configs to serve, and what is wrong with those whose newest text is not among them.
+    def _resolve(self, texts: Mapping[str, Text], expressions: dict[str, str]) -> _Resolved:
+        """The configs to serve; of those whose newest text is not among them, what is wrong or waited for.
 
         Puts old texts back into `expressions` where a config needs them, and begins again: others may need
         theirs then. Every round puts one back for good, so it ends.
         """
         while True:
-            known = _Known(expressions)
-            chosen: dict[str, Document] = {}
-            broken: dict[str, tuple[str, ...]] = {}
+            found = _Resolved({}, {}, {})
             for name, text in texts.items():
-                document, errors = self._fit(name, text, known)
-                if document is None:
-                    broken[name] = errors
-                    document = self._older(name, known)
+                document, errors = self._judged(name, text, expressions)
+                document, errors = self._servable(name, document, errors, expressions)
+                waits = "" if document is None else self._waits(name, document, expressions)
+                if waits:
+                    found.waiting[name] = waits
+                elif document is None:
+                    found.broken[name] = errors
+                if document is None or waits:
+                    document = self._older(name, expressions)
                 if document is not None:
-                    chosen[name] = document
+                    found.configs[name] = document
                 elif self._put_back(name, expressions):
                     break
             else:
-                return chosen, broken
+                return found
 
-    def _older(self, name: str, known: _Known) -> Document | None:
+    def _older(self, name: str, expressions: Mapping[str, str]) -> Document | None:
         """The last good version, if there is one and it goes with these expressions."""
         last = self.last.configs.get(name)
-        return None if last is None else self._fit(name, last.text, known)[0]
+        if last is None:
+            return None
+        document, errors = self._judged(name, last.text, expressions)
+        document, _ = self._servable(name, document, errors, expressions)
+        return None if document is None or self._waits(name, document, expressions) else document
 
     def _put_back(self, name: str, expressions: dict[str, str]) -> bool:
         """Gives the last good version of a config the expressions it was good with. False: it has them."""
@@ -273,25 +373,37 @@ class Catalog:
                 changed = True
         return changed
 
-    def _fit(self, name: str, text: Text, known: _Known) -> _Judged:
-        """The document of a text that can be served with these expressions, or all that is wrong with it."""
-        document, errors = self._judged(name, text, known)
+    def _servable(
+        self,
+        name: str,
+        document: Document | None,
+        errors: tuple[str, ...],
+        expressions: Mapping[str, str],
+    ) -> _Found:
+        """The document, unless workers said that they cannot serve it with these expressions."""
         if document is not None and name in self._rejected:
-            fingerprint, reason = self._rejected[name]
-            if fingerprint == Content({name: document}, expressions=known.expressions).fingerprint(name):
+            rejected, reason = self._rejected[name]
+            if rejected == fingerprint(document, expressions):
                 return None, (reason,)
         return document, errors
 
-    def _judged(self, name: str, text: Text, known: _Known) -> _Judged:
-        """The verdict of `judge`; what was asked by this update or the last is not looked at again."""
-        question = (name, text, known.digest if self._check else "")
-        if question not in self._asked:
-            found = self._answers.get(question)
-            self._asked[question] = found if found is not None else self._look(name, text, known)
-        return self._asked[question]
+    def _waits(self, name: str, document: Document, expressions: Mapping[str, str]) -> str:
+        """What this version of a config waits for; "" when it does not."""
+        held, reason = self._held.get(name, ("", ""))
+        return reason if held and held == fingerprint(document, expressions) else ""
 
-    def _look(self, name: str, text: Text, known: _Known) -> _Judged:
-        verdict = judge(name, text, known.expressions if self._check else None)
+    def _judged(self, name: str, text: Text, expressions: Mapping[str, str]) -> _Found:
+        """The document of a text that can be served with these expressions, or all that is wrong with it.
+
+        What was asked by this update or the last is not looked at again: the verdict depends on the text and
+        the expressions that it names, not on the others.
+        """
+        needs = () if isinstance(text, Unreadable) else self._needs.get(text, lambda: _named(text))
+        used = tuple(expressions.get(compute_id) for compute_id in needs) if self.checks_expressions else ()
+        return self._verdicts.get((name, text, used), lambda: self._look(name, text, expressions))
+
+    def _look(self, name: str, text: Text, expressions: Mapping[str, str]) -> _Found:
+        verdict = judge(name, text, expressions if self.checks_expressions else None)
         if verdict.config is None or isinstance(text, Unreadable):
             return None, tuple(map(str, verdict.errors))
         compact = orjson.dumps(orjson.loads(text))
@@ -300,25 +412,53 @@ class Catalog:
 
     def _still_good(self, last: Content) -> Content:
         """What of `last` passes today: it may stem from an older release, with other rules."""
-        known = _Known(last.expressions)
         good = {
             name: document
             for name, document in last.configs.items()
-            if self._judged(name, document.text, known)[0] is not None
+            if self._judged(name, document.text, last.expressions)[0] is not None
         }
-        return replace(last, configs=good, refused={}, kept={})
+        return replace(last, configs=good, refused={}, kept={}, waiting={})
 
 
-class _Known:
-    """The expressions of one round, with a digest to remember verdicts by."""
+class _Resolved(NamedTuple):
+    """Outcome of one update for the configs, by model_config_id."""
 
-    def __init__(self, expressions: Mapping[str, str]) -> None:
-        self.expressions = dict(expressions)
-        self.digest = digest_of(orjson.dumps(sorted(expressions.items())))
+    configs: dict[str, Document]
+    broken: dict[str, tuple[str, ...]]
+    waiting: dict[str, str]
 
 
-_Question = tuple[str, Text, str]  # config, text, digest of the expressions
-_Judged = tuple[Document | None, tuple[str, ...]]  # the document, or all that is wrong
+_Question = tuple[str, Text, tuple[str | None, ...]]  # config, text, the expressions that it names
+_Found = tuple[Document | None, tuple[str, ...]]  # the document, or all that is wrong
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Memory(Generic[K, V]):
+    """Answers to questions; `forget` drops those that were not asked since the time before."""
+
+    def __init__(self) -> None:
+        self._old: dict[K, V] = {}
+        self._new: dict[K, V] = {}
+
+    def get(self, question: K, find: Callable[[], V]) -> V:
+        """The answer that is known, or found now."""
+        if question not in self._new:
+            self._new[question] = self._old[question] if question in self._old else find()
+        return self._new[question]
+
+    def forget(self) -> None:
+        """Ends a round."""
+        self._old, self._new = self._new, {}
+
+
+def _named(text: bytes) -> tuple[str, ...]:
+    """The expressions that a text names, as far as it can be read: what cannot needs none to be refused."""
+    try:
+        return tuple(compute_ids(text))
+    except (ValueError, RecursionError):
+        return ()
 
 
 def _below(prefix: str, seen: Mapping[str, Text]) -> dict[str, Text]:

@@ -3,6 +3,9 @@
 The only process that knows where configs come from. The decisions are the catalog's (what is to be served) and
 the activation's (when, and who is told what); here are the socket, the clock, the memory and the disk. One
 thread, one uvloop.
+
+The order at an activation: disk, history, workers. What a worker serves is what a new process of the pod starts
+from, at whatever moment this one is killed.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 
 from shared import logs, process
 from shared.fd_stream import FdStream
-from shared.frames import Activate, FrameReader, Prepared, Snapshot, Subscribe
+from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.sealed import seal
 from shared.settings import Settings, SettingsError
@@ -36,30 +40,39 @@ from sidecar.activation import (
     Announce,
     Forget,
     ImpossibleEventError,
+    Overdue,
     Rejected,
-    Stuck,
+    Released,
     Tell,
     Version,
+    Waits,
 )
+from sidecar.admin import Admin
 from sidecar.catalog import Catalog, Content
+from sidecar.history import History
 from sidecar.source import DirectorySource, NotReadYetError, Source, SourceError, Text
+from sidecar.steering import Steering
 
 __all__ = ["ConfigSidecar", "main"]
 
 log = logging.getLogger(__name__)
 
 SOCKET = "config.sock"
-STATE = "configs.json"
+ACTIVE = "active.snapshot"
 MAX_FRAME = 16 << 20  # bytes; PREPARED carries a reason for each config that a worker cannot serve
 SHOWN_ERRORS = 20  # of one text, in one log line
+
+
+_FromWorker: TypeAlias = Subscribe | Prepared | Connected
+_FROM_WORKER = (Subscribe, Prepared, Connected)
 
 
 @dataclass
 class _Peer:
     """One connection; a worker from its SUBSCRIBE on."""
 
-    stream: FdStream[Subscribe | Prepared]
-    worker: int | None = None  # index, as it says itself: for the logs
+    stream: FdStream[_FromWorker]
+    worker: int | None = None  # index, as it says itself: for people
     pid: int = 0
 
 
@@ -71,29 +84,38 @@ class ConfigSidecar:
         loop: asyncio.AbstractEventLoop,
         listener: UnixListener,
         source: Source,
-        state_path: Path,
+        state_dir: Path,
         *,
         check_expressions: bool,
         limit: float = LIMIT,
     ) -> None:
-        """`limit` is that of Activation; `check_expressions` that of Catalog."""
+        """`limit` is that of Activation; `check_expressions` that of Catalog.
+
+        Raises OSError when the state directory cannot be read.
+        """
+        self.source = source
+        self.source_error = ""
+        """Why the source cannot be read now; empty when it can."""
+        self.texts: Mapping[str, Text] = {}
+        """What the source held when it could be read last."""
+        self.revisions: Mapping[str, int] = {}
+        self.overdue: Mapping[str, str] = {}
+        """Keys whose newest version was not prepared in time: by which workers."""
         self._loop = loop
         self._listener = listener
-        self._source = source
-        self._state_path = state_path
+        self._state_dir = state_dir
+        self.history = self._remembered()
         restored = self._restore()
-        self._catalog = Catalog(restored.content if restored else None, check_expressions=check_expressions)
-        self._activation = Activation(self._still_good(restored), limit=limit)
+        self.catalog = Catalog(restored.content if restored else None, check_expressions=check_expressions)
+        self.activation = Activation(self._still_good(restored), limit=limit)
         self._peers: dict[int, _Peer] = {}
         self._numbers = itertools.count(1)
         self._memory: dict[int, tuple[int, int]] = {}  # version → (sealed memfd, bytes)
-        self._texts: Mapping[str, Text] = {}
         self._problems: dict[str, tuple[str, ...]] = {}
-        self._source_error = ""
         self._timers: list[asyncio.TimerHandle] = []
 
     def __repr__(self) -> str:
-        return f"<ConfigSidecar {self._activation!r}, {self._catalog!r}, source {self._source!r}>"
+        return f"<ConfigSidecar {self.activation!r}, {self.catalog!r}, source {self.source!r}>"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then leaves no socket behind."""
@@ -115,50 +137,72 @@ class ConfigSidecar:
 
     async def _watch(self) -> None:
         while True:
-            await self._source.changed()
+            await self.source.changed()
             self._look()
 
     def _look(self) -> None:
         """Reads the source and publishes what it holds. A source that is away changes nothing."""
         try:
-            self._texts = self._source.read()
+            self.texts = self.source.read()
         except NotReadYetError:
             return  # not to be taken for a source without configs: word of it is on the way
         except SourceError as error:
-            if str(error) != self._source_error:
-                self._source_error = str(error)
-                log.error(
-                    "configs cannot be read; the last good ones are served", extra={"reason": str(error)}
-                )
-            if self._activation.active is None:
-                # Workers can be ready without configs; they cannot be ready without a version.
-                self._publish(Content())
+            self._source_is_away(str(error))
             return
-        if self._source_error:
-            self._source_error = ""
+        self.revisions = {key: self.source.revision(key) for key in self.texts}
+        if self.source_error:
+            self.source_error = ""
             log.info("configs can be read again")
-        self._judge()
+            self._tell_notice()
+        self.judge()
 
-    def _judge(self) -> None:
-        content = self._catalog.update(self._texts, self._loop.time())
+    def _source_is_away(self, reason: str) -> None:
+        if reason != self.source_error:
+            self.source_error = reason
+            log.error("configs cannot be read; the last good ones are served", extra={"reason": reason})
+            self._tell_notice()
+        if self.activation.active is None:
+            # Workers can be ready without configs; they cannot be ready without a version.
+            self._publish(Content())
+
+    @property
+    def notice(self) -> str:
+        """What an operator should know of the configs as a whole; usually nothing."""
+        if not self.source_error:
+            return ""
+        return f"configs cannot be read, the last good ones are served: {self.source_error}"
+
+    def _tell_notice(self) -> None:
+        for peer in self._peers.values():
+            if peer.worker is not None:
+                peer.stream.send(Notice(self.notice).encode())
+
+    def judge(self) -> None:
+        """Publishes what the source holds, or what an operator put in its place."""
+        try:
+            texts, revisions = self.history.apply(self.texts, self.revisions)
+        except OSError as error:
+            log.error("history cannot be saved", extra={"reason": str(error)})
+            texts, revisions = dict(self.texts), dict(self.revisions)
+        content = self.catalog.update(texts, self._loop.time(), revisions)
         self._log_problems()
         self._publish(content)
 
     def _publish(self, content: Content) -> None:
-        self._perform(self._activation.publish(content, time.time_ns() // 1_000_000, self._loop.time()))
+        self._perform(self.activation.publish(content, time.time_ns() // 1_000_000, self._loop.time()))
 
     def _log_problems(self) -> None:
-        for key, errors in self._catalog.problems.items():
+        for key, errors in self.catalog.problems.items():
             if self._problems.get(key) != errors:
                 fields = {
-                    "place": self._source.place(key),
+                    "place": self.source.place(key),
                     "errors": errors[:SHOWN_ERRORS],
                     "count": len(errors),
                 }
                 log.error("refused; the last good version is served if there is one", extra=fields)
-        for key in self._problems.keys() - self._catalog.problems.keys():
-            log.info("no longer refused", extra={"place": self._source.place(key)})
-        self._problems = dict(self._catalog.problems)
+        for key in self._problems.keys() - self.catalog.problems.keys():
+            log.info("no longer refused", extra={"place": self.source.place(key)})
+        self._problems = dict(self.catalog.problems)
 
     # --- workers
 
@@ -172,7 +216,7 @@ class ConfigSidecar:
 
     def _connect(self, sock: socket.socket) -> None:
         number = next(self._numbers)
-        reader: FrameReader[Subscribe | Prepared] = FrameReader((Subscribe, Prepared), MAX_FRAME)
+        reader: FrameReader[_FromWorker] = FrameReader(_FROM_WORKER, MAX_FRAME)
         stream = FdStream(
             self._loop,
             sock,
@@ -182,38 +226,50 @@ class ConfigSidecar:
         )
         self._peers[number] = _Peer(stream)
 
-    def _heard(self, number: int, frame: Subscribe | Prepared) -> None:
+    def _heard(self, number: int, frame: _FromWorker) -> None:
         peer = self._peers[number]
         try:
-            if isinstance(frame, Subscribe):
-                actions = self._activation.joined(number)
-                peer.worker, peer.pid = frame.worker, frame.pid
-                log.info("worker joined", extra=self._who(number))
-            else:
-                self._log_unserved(number, frame)
-                actions = self._activation.prepared(number, frame.version, frame.refused)
+            match frame:
+                case Subscribe():
+                    actions = self.activation.joined(number)
+                    peer.worker, peer.pid = frame.worker, frame.pid
+                    log.info("worker joined", extra=self.who(number))
+                    peer.stream.send(Notice(self.notice).encode())
+                case Prepared():
+                    self._log_unserved(number, frame)
+                    actions = self.activation.prepared(
+                        number, frame.version, frame.refused, self._loop.time(), frame.waiting
+                    )
+                case Connected():
+                    actions = self.activation.connected(number, frame.configs)
         except ImpossibleEventError as error:
             peer.stream.fail(str(error))
             return
         self._perform(actions)
 
     def _lost(self, number: int, reason: str) -> None:
-        fields = self._who(number)
+        fields = self.who(number)
         peer = self._peers.pop(number)
         if peer.worker is not None:
             log.info("worker left", extra={**fields, "reason": reason})
-            self._perform(self._activation.left(number))
+            self._perform(self.activation.left(number, self._loop.time()))
 
-    def _who(self, number: int) -> dict[str, int | None]:
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The connections of the workers."""
+        return tuple(number for number, peer in self._peers.items() if peer.worker is not None)
+
+    def who(self, number: int) -> dict[str, int | None]:
+        """The worker of a connection, for people. Raises KeyError."""
         peer = self._peers[number]
         return {"worker": peer.worker, "worker_pid": peer.pid, "connection": number}
 
     def _log_unserved(self, number: int, frame: Prepared) -> None:
-        for version in (self._activation.active, self._activation.pending):
+        for version in (self.activation.active, self.activation.pending):
             if version is not None and version.number == frame.version:
                 for name in frame.refused.keys() & version.content.configs.keys():
                     fields = {"version": frame.version, "config": name, "reason": frame.refused[name]}
-                    log.error("worker cannot serve a config", extra={**self._who(number), **fields})
+                    log.error("worker cannot serve a config", extra={**self.who(number), **fields})
 
     # --- actions
 
@@ -231,16 +287,19 @@ class ConfigSidecar:
                 case Rejected(version, reasons):
                     self._reject(version, reasons)
                     judge_again = True
-                case Stuck(version, workers):
-                    waiting = [self._who(worker) for worker in workers]
-                    log.error(
-                        "version is not prepared in time", extra={"version": version.number, "by": waiting}
-                    )
+                case Waits(version, reasons):
+                    self._hold(version, reasons)
+                    judge_again = True
+                case Released(names):
+                    self._release(names)
+                    judge_again = True
+                case Overdue(version, workers):
+                    self._blame(version, workers)
                 case Forget(number):
                     if number in self._memory:
                         os.close(self._memory.pop(number)[0])
         if judge_again:
-            self._judge()
+            self.judge()
         self._set_timers()
 
     def _sealed(self, version: Version) -> tuple[int, int]:
@@ -257,52 +316,88 @@ class ConfigSidecar:
             "version": version.number,
             "configs": len(content.configs),
             "kept": sorted(content.kept),
+            "waiting": dict(content.waiting),
             "refused": sorted(content.refused),
-            "late": [self._who(worker) for worker in late],
+            "late": [self.who(worker) for worker in late],
         }
         log.info("version active", extra=fields)
+        self.overdue = {}
         try:
-            state.save(self._state_path, version)
+            state.save(self._state_dir / ACTIVE, version)
+            self.history.record(content, time.time())
         except OSError as error:
             # Serving goes on; only a restart would not find this version.
-            log.error("state cannot be saved", extra={"path": str(self._state_path), "reason": str(error)})
+            log.error("state cannot be saved", extra={"path": str(self._state_dir), "reason": str(error)})
 
     def _reject(self, version: Version, reasons: Mapping[str, str]) -> None:
-        active = self._activation.active
+        active = self.activation.active
         assert active is not None  # only what is served now can be lost
         log.error(
             "version dropped: workers cannot serve it",
             extra={"version": version.number, "why": dict(reasons)},
         )
         for name, reason in reasons.items():
-            self._catalog.reject(name, version.content.fingerprint(name), reason, active.content)
+            self.catalog.reject(name, version.content.fingerprint(name), reason, active.content)
+
+    def _hold(self, version: Version, reasons: Mapping[str, str]) -> None:
+        active = self.activation.active
+        assert active is not None  # only what is served now can keep its old version
+        log.warning(
+            "configs keep their old versions until new endpoints answer",
+            extra={"version": version.number, "why": dict(reasons)},
+        )
+        for name, reason in reasons.items():
+            self.catalog.hold(name, version.content.fingerprint(name), reason, active.content)
+
+    def _release(self, names: Iterable[str]) -> None:
+        for name in names:
+            log.info("endpoints of a config answer now", extra={"config": name})
+            self.catalog.release(name)
+
+    def _blame(self, version: Version, workers: tuple[int, ...]) -> None:
+        """A version was not prepared in time: notes by whom, with everything that is new in it."""
+        names = ", ".join(
+            f"worker {one['worker']} (pid {one['worker_pid']})" for one in map(self.who, workers)
+        )
+        why = f"not prepared in {self.activation.limit:g} s by {names}"
+        log.error("version is not activated", extra={"version": version.number, "why": why})
+        active = self.activation.active
+        old = active.content.versions if active else {}
+        self.overdue = {key: why for key, one in version.content.versions.items() if old.get(key) != one}
 
     def _set_timers(self) -> None:
         for timer in self._timers:
             timer.cancel()
         self._timers = []
-        if self._activation.due is not None:
-            self._timers.append(self._loop.call_at(self._activation.due, self._tick))
-        if self._catalog.settles_at is not None:
-            self._timers.append(self._loop.call_at(self._catalog.settles_at, self._judge))
+        if self.activation.due is not None:
+            self._timers.append(self._loop.call_at(self.activation.due, self._tick))
+        if self.catalog.settles_at is not None:
+            self._timers.append(self._loop.call_at(self.catalog.settles_at, self.judge))
 
     def _tick(self) -> None:
-        self._perform(self._activation.tick(self._loop.time()))
+        self._perform(self.activation.tick(self._loop.time()))
 
     # --- begin and end
 
     def _restore(self) -> Version | None:
         try:
-            return state.load(self._state_path)
-        except (state.StateError, OSError) as error:
+            return state.load(self._state_dir / ACTIVE)
+        except (state.SavedError, OSError) as error:
             log.error("saved state is not used", extra={"reason": str(error)})
             return None
+
+    def _remembered(self) -> History:
+        try:
+            return History(self._state_dir)
+        except (state.SavedError, OSError) as error:
+            log.error("history is not used", extra={"reason": str(error)})
+            return History(self._state_dir, fresh=True)
 
     def _still_good(self, restored: Version | None) -> Version | None:
         """What was served last, without what is refused by now. Another content gets another number."""
         if restored is None:
             return None
-        configs = self._catalog.last.configs
+        configs = self.catalog.last.configs
         if configs == restored.content.configs:
             return restored
         return Version(restored.number + 1, replace(restored.content, configs=configs))
@@ -330,11 +425,16 @@ async def _serve(settings: Settings) -> None:
             loop,
             UnixListener(private_directory(settings.run_dir) / SOCKET),
             source,
-            settings.state_dir / STATE,
+            settings.state_dir,
             check_expressions=not settings.numerix.host,
         )
+        admin = Admin(Steering(sidecar))
+        await admin.listen(settings.admin_host, settings.admin_port)
         log.info("config sidecar started", extra={"source": repr(source)})
-        await sidecar.run(stop)
+        try:
+            await sidecar.run(stop)
+        finally:
+            await admin.close()
     log.info("config sidecar stopped")
 
 

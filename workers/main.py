@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import uvloop
 
@@ -27,6 +27,7 @@ from shared.rundir import private_directory
 from shared.settings import Settings
 from shared.shm_matrix import MatrixPool
 from workers.doors import Doors
+from workers.follower import Follower
 from workers.plans import SnapshotConfig
 from workers.requests import Reading
 from workers.service import Service
@@ -61,12 +62,17 @@ class Worker:
             settings.max_request_bytes,
         )
         self.upstreams = WorkerUpstreams(settings)
-        self.config_link = ConfigLink(
+        self.follower = Follower(
             loop,
-            run_dir / "config.sock",
-            worker=settings.index,
-            on_snapshot=self._prepare,
-            on_activate=self._activate,
+            self.service.plans,
+            self.upstreams,
+            self._compile,
+            settings.state_dir / "active.snapshot",
+            on_version=self._serving,
+            on_connected=self._connected,
+        )
+        self.config_link = ConfigLink(
+            loop, run_dir / "config.sock", worker=settings.index, follower=self.follower
         )
         self._topologies = TopologyCache(settings.topology_cache_size, settings.topology_cache_ttl_s)
         self._cache = FeatureCache(settings.feature_cache_bytes) if settings.feature_cache_bytes else None
@@ -89,19 +95,16 @@ class Worker:
         looking.cancel()
         self.doors.finish()
         await self.config_link.close()
+        await self.follower.close()
         await self.upstreams.close()
         self.executor.close()
 
-    def _prepare(self, version: int, document: bytes) -> dict[str, str]:
-        """Compiles a snapshot; returns the configs that this worker cannot serve, with the reasons."""
-        prepared = self.service.plans.prepare(document, self._compile)
-        log.info("version prepared", extra={"version": version, "configs": len(prepared.plans)})
-        return dict(prepared.refused)
+    def _serving(self, version: int, notice: str) -> None:
+        if self.doors.state.readiness is not Readiness.DRAINING:
+            self.doors.tell(State(Readiness.READY, version, notice))
 
-    def _activate(self, version: int) -> None:
-        self.service.plans.activate(version)
-        log.info("version active", extra={"version": version})
-        self.doors.tell(State(Readiness.READY, version, ""))
+    def _connected(self, configs: Collection[str]) -> None:
+        self.config_link.connected(tuple(configs))
 
     def _compile(self, name: str, config: SnapshotConfig, expressions: Mapping[str, str]) -> Plan:
         document = decode(bytes(config.document))

@@ -1,38 +1,32 @@
-"""The plans of a worker: the active set, and the next one while it is being prepared."""
+"""The plans of a worker: the active set, and the next one while it is being prepared.
+
+A request holds the plan it began with, so a version that is replaced lives on in its last requests and is gone
+with them: nothing is counted for that, and nothing can be forgotten.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import msgspec
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from typing import NamedTuple, cast
 
 from components.compile import CompileError
 from dag.plan import Plan
+from shared.snapshot import Head, Snapshot
 from workers.requests import BadRequest
 
-__all__ = ["PlanSet", "Snapshot", "SnapshotConfig", "Version"]
+__all__ = ["PlanSet", "SnapshotConfig", "Version"]
 
 log = logging.getLogger(__name__)
 
 
-class SnapshotConfig(msgspec.Struct, frozen=True):
+class SnapshotConfig(NamedTuple):
     """One usable config of a snapshot."""
 
     digest: str
-    document: msgspec.Raw  # the model config as JSON
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """What the config sidecar publishes: one JSON document, described in docs/architecture.md."""
-
-    version: int
-    configs: dict[str, SnapshotConfig] = {}
-    refused: dict[str, str] = {}
-    expressions: dict[str, str] = {}
-    service: dict[str, Any] = {}
+    document: bytes  # the model config as JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +37,10 @@ class Version:
     plans: Mapping[str, Plan]
     refused: Mapping[str, str]
     expressions: Mapping[str, str]
+    waiting: Mapping[str, str]
+    """Configs that are served in an older version because a new endpoint does not answer."""
+    compiled: frozenset[str]
+    """Those whose plan is new in this version."""
 
 
 Compile = Callable[[str, SnapshotConfig, Mapping[str, str]], Plan]
@@ -54,6 +52,13 @@ class PlanSet:
     def __init__(self) -> None:
         self.active: Version | None = None
         self._prepared: dict[int, Version] = {}
+        self._retired: list[weakref.ref[Plan]] = []
+
+    @property
+    def retiring(self) -> int:
+        """Plans of older versions that requests in flight still run on."""
+        self._retired = [plan for plan in self._retired if plan() is not None]
+        return len(self._retired)
 
     def find(self, model_config_id: str) -> Plan:
         """The active plan of a model config. Raises BadRequest, with the reason why there is none."""
@@ -70,37 +75,74 @@ class PlanSet:
         raise BadRequest(f"model_config_id {model_config_id!r} is unknown")
 
     def prepare(self, document: bytes, compile_plan: Compile) -> Version:
-        """Compiles a snapshot; plans of unchanged configs are kept. Raises msgspec.DecodeError.
+        """Compiles a snapshot; plans of unchanged configs are kept. Raises ValueError.
 
         A config that does not compile is among the version's `refused`; the others are not held back by it.
         """
-        snapshot = msgspec.json.decode(document, type=Snapshot)
-        old = self.active
-        same_expressions = old is not None and dict(old.expressions) == snapshot.expressions
+        steps = self.steps(document, compile_plan)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return cast(Version, end.value)
+
+    def steps(self, document: bytes, compile_plan: Compile) -> Generator[str, None, Version]:
+        """`prepare` in steps, one for each config that is compiled: requests can be served between them.
+
+        Yields model_config_ids, and returns the version. Raises ValueError.
+        """
+        snapshot = Snapshot.decode(document)
+        head = snapshot.head
         plans: dict[str, Plan] = {}
-        refused = dict(snapshot.refused)
-        for name, config in snapshot.configs.items():
-            kept = old.plans.get(name) if old is not None else None
-            if kept is not None and same_expressions and kept.digest == config.digest:
+        refused = dict(head.refused)
+        compiled = set()
+        for name, entry in head.configs.items():
+            kept = self._unchanged(name, entry.digest, head)
+            if kept is not None:
                 plans[name] = kept
                 continue
             try:
-                plans[name] = compile_plan(name, config, snapshot.expressions)
+                config = SnapshotConfig(entry.digest, snapshot.document(name))
+                plans[name] = compile_plan(name, config, head.expressions)
+                compiled.add(name)
             except CompileError as error:
                 refused[name] = str(error)
                 log.error("config cannot be served", extra={"model_config_id": name, "reason": str(error)})
-        version = Version(snapshot.version, plans, refused, snapshot.expressions)
+            except Exception as error:
+                # A mistake of ours, that must cost this config only.
+                refused[name] = f"could not be compiled: {type(error).__name__}: {error}"
+                log.exception("config could not be compiled", extra={"model_config_id": name})
+            yield name
+        version = Version(head.version, plans, refused, head.expressions, head.waiting, frozenset(compiled))
         self._prepared[version.number] = version
         return version
 
+    def _unchanged(self, name: str, digest: str, head: Head) -> Plan | None:
+        """The active plan of a config, if it would be the same in this version: so are its expressions."""
+        old = self.active
+        plan = old.plans.get(name) if old is not None else None
+        if old is None or plan is None or plan.digest != digest:
+            return None
+        used = {one.compute_id for one in plan.config.component_config.numerix_components}
+        same = all(old.expressions.get(one) == head.expressions.get(one) for one in used)
+        return plan if same else None
+
     def activate(self, number: int) -> None:
         """Makes a prepared version the active one. Raises KeyError when it was never prepared."""
-        if self.active is not None and self.active.number == number:
+        old = self.active
+        if old is not None and old.number == number:
             return
         self.active = self._prepared.pop(number)
         self._prepared = {at: version for at, version in self._prepared.items() if at > number}
+        if old is not None:
+            self._retired += [
+                weakref.ref(plan)
+                for name, plan in old.plans.items()
+                if self.active.plans.get(name) is not plan
+            ]
 
     def __repr__(self) -> str:
         if self.active is None:
             return "<PlanSet nothing active>"
-        return f"<PlanSet version {self.active.number}, {len(self.active.plans)} plans>"
+        retiring = f", {self.retiring} of older versions in use" if self.retiring else ""
+        return f"<PlanSet version {self.active.number}, {len(self.active.plans)} plans{retiring}>"

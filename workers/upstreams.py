@@ -1,18 +1,26 @@
-"""The upstreams of a worker: one channel per address, shared by all plans; one endpoint per method of it."""
+"""The upstreams of a worker: one channel per address, shared by all plans; one endpoint per method of it.
+
+Plans hold their endpoints, and nobody else does: a channel that no endpoint uses any more can be closed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 from components.compile import CompileError
+from components.feature import Feature
+from components.numerix import Numerix
+from components.predator import Predator
 from dag.component import Endpoint, Pending, Reply
+from dag.plan import Plan
 from rpc.client import Channel, Method
 from rpc.status import Metadata
 from rpc.tls import client_context
 from shared.settings import Settings
 
-__all__ = ["ChannelEndpoint", "WorkerUpstreams"]
+__all__ = ["ChannelEndpoint", "WorkerUpstreams", "targets_of"]
 
 FETCH = "/retrieve.FeatureService/RetrieveFeatures"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -22,7 +30,7 @@ COMPUTE = "/numerix.Numerix/Compute"
 class ChannelEndpoint:
     """One method on one channel, its headers encoded once."""
 
-    __slots__ = ("_channel", "_method")
+    __slots__ = ("__weakref__", "_channel", "_method")
 
     def __init__(self, channel: Channel, method: Method) -> None:
         self._channel = channel
@@ -31,8 +39,31 @@ class ChannelEndpoint:
     def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
         return self._channel.start(self._method, body, timeout, on_done)
 
+    @property
+    def channel(self) -> Channel:
+        """Where the calls go."""
+        return self._channel
+
     def __repr__(self) -> str:
         return f"<ChannelEndpoint {self._method!r} on {self._channel!r}>"
+
+
+def targets_of(plan: Plan) -> dict[str, Channel]:
+    """The channels that a plan's calls go to, by target (host:port)."""
+    return {
+        endpoint.channel.target: endpoint.channel
+        for endpoint in _endpoints(plan)
+        if isinstance(endpoint, ChannelEndpoint)
+    }
+
+
+def _endpoints(plan: Plan) -> Iterator[Endpoint | None]:
+    for component in plan.components:
+        match component:
+            case Feature() | Numerix():
+                yield component.endpoint
+            case Predator():
+                yield from (route.endpoint for route in component.routes)
 
 
 class WorkerUpstreams:
@@ -41,7 +72,10 @@ class WorkerUpstreams:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._channels: dict[tuple[str, bool], Channel] = {}
-        self._endpoints: dict[tuple[str, str], ChannelEndpoint] = {}
+        self._endpoints: weakref.WeakValueDictionary[tuple[str, bool, str], ChannelEndpoint] = (
+            weakref.WeakValueDictionary()
+        )
+        self._closing: set[asyncio.Task[None]] = set()
 
     def onfs(self) -> Endpoint:
         onfs = self._settings.onfs
@@ -69,18 +103,29 @@ class WorkerUpstreams:
         metadata = ((b"numerix-caller-id", self._settings.name.encode()),)
         return self._endpoint(f"{numerix.host}:{numerix.port}", numerix.plaintext, COMPUTE, metadata)
 
+    def close_unused(self) -> list[str]:
+        """Closes the channels that no plan uses any more; returns their targets."""
+        used = {(target, plaintext) for target, plaintext, _ in list(self._endpoints)}
+        unused = [key for key in self._channels if key not in used]
+        for key in unused:
+            closing = asyncio.ensure_future(self._channels.pop(key).close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return [target for target, _ in unused]
+
     async def close(self) -> None:
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        """Closes all channels."""
+        await asyncio.gather(*self._closing, *(channel.close() for channel in self._channels.values()))
 
     def _endpoint(self, target: str, plaintext: bool, path: str, metadata: Metadata) -> ChannelEndpoint:
-        endpoint = self._endpoints.get((target, path))
+        key = target, plaintext, path
+        endpoint = self._endpoints.get(key)
         if endpoint is None:
             channel = self._channels.get((target, plaintext))
             if channel is None:
                 channel = Channel(target, tls=None if plaintext else client_context())
                 self._channels[target, plaintext] = channel
-            endpoint = ChannelEndpoint(channel, channel.method(path, metadata))
-            self._endpoints[target, path] = endpoint
+            endpoint = self._endpoints[key] = ChannelEndpoint(channel, channel.method(path, metadata))
         return endpoint
 
     def __repr__(self) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from shared.config_link import ConfigLink
+from shared.config_link import ALONE, ConfigLink, Outcome
 from shared.fd_stream import FdStream
-from shared.frames import Activate, FrameReader, Prepared, Snapshot, Subscribe
+from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
 from shared.sealed import seal
 
 TIMEOUT = 20  # seconds; far more than anything here takes
@@ -33,19 +33,21 @@ class Sidecar:
     """Listens, and says what the test tells it to."""
 
     def __init__(self, path: Path) -> None:
-        self.heard: asyncio.Queue[Subscribe | Prepared] = asyncio.Queue()
+        self.heard: asyncio.Queue[Subscribe | Prepared | Connected] = asyncio.Queue()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(os.fspath(path))
         self.listener.listen()
         self.listener.setblocking(False)
         self.path = path
-        self.stream: FdStream[Subscribe | Prepared] | None = None
+        self.stream: FdStream[Subscribe | Prepared | Connected] | None = None
 
-    async def accept(self) -> Subscribe | Prepared:
+    async def accept(self) -> Subscribe | Prepared | Connected:
         loop = asyncio.get_running_loop()
         sock, _ = await loop.sock_accept(self.listener)
         sock.setblocking(False)
-        reader: FrameReader[Subscribe | Prepared] = FrameReader((Subscribe, Prepared), 10_000)
+        reader: FrameReader[Subscribe | Prepared | Connected] = FrameReader(
+            (Subscribe, Prepared, Connected), 10_000
+        )
         self.stream = FdStream(loop, sock, reader, self.heard.put_nowait, lambda reason: None)
         return await self.heard.get()
 
@@ -78,20 +80,32 @@ class Worker:
         self.activated: list[int] = []
         self.fail_on: set[int] = set()
         self.changed = asyncio.Event()
+        self.notices: list[str] = []
+        self.on_disk: tuple[int, bytes] | None = None
+        self.slow = asyncio.Event()  # preparing waits for it
+        self.slow.set()
+        self.asked = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.link = ConfigLink(
-            loop, path, worker=3, on_snapshot=self.on_snapshot, on_activate=self.on_activate
-        )
+        self.link = ConfigLink(loop, path, worker=3, follower=self)
 
-    def on_snapshot(self, version: int, document: bytes) -> dict[str, str]:
+    async def prepare(self, version: int, document: bytes) -> Outcome:
         self.prepared.append((version, document))
+        self.asked.set()
+        await self.slow.wait()
         if version in self.fail_on:
             raise ArithmeticError("cannot be prepared")
-        return {"odd": "no host"} if version % 2 else {}
+        return Outcome({"odd": "no host"} if version % 2 else {}, {"w": "x"} if version == 8 else {})
 
-    def on_activate(self, version: int) -> None:
+    def activate(self, version: int) -> None:
         self.activated.append(version)
         self.changed.set()
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+        self.changed.set()
+
+    def saved(self) -> tuple[int, bytes] | None:
+        return self.on_disk
 
     async def until_active(self, version: int) -> None:
         while self.link.version != version:
@@ -188,17 +202,13 @@ def test_what_cannot_be_prepared_ends_the_connection_not_the_worker(
     run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
 ) -> None:
     async def main() -> None:
-        failures: list[BaseException] = []
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, context: failures.append(context["exception"])
-        )
         sidecar, worker = Sidecar(tmp_path / "s"), Worker(tmp_path / "s")
         worker.fail_on = {4}
         worker.link.start()
         await sidecar.accept()
         sidecar.announce(4, b"four")
         await sidecar.accept()  # a new connection
-        assert [type(failure) for failure in failures] == [ArithmeticError]
+        assert worker.prepared == [(4, b"four")]
         sidecar.announce(6, b"six")
         assert await sidecar.heard.get() == Prepared(6, {})
         await worker.link.close()
@@ -233,6 +243,106 @@ def test_closing_while_there_is_no_sidecar_stops_looking_for_one(
         sidecar = Sidecar(tmp_path / "s")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(sidecar.accept(), 0.3)
+        sidecar.end()
+
+    run(main())
+
+
+def test_endpoints_that_do_not_answer_are_told_and_that_they_do(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        sidecar, worker = Sidecar(tmp_path / "s"), Worker(tmp_path / "s")
+        worker.link.start()
+        await sidecar.accept()
+        sidecar.announce(8, b"eight")
+        assert await sidecar.heard.get() == Prepared(8, {}, {"w": "x"})
+        worker.link.connected(["w"])
+        assert await sidecar.heard.get() == Connected(("w",))
+        await worker.link.close()
+        sidecar.end()
+
+    run(main())
+
+
+def test_a_notice_is_passed_on(run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path) -> None:
+    async def main() -> None:
+        sidecar, worker = Sidecar(tmp_path / "s"), Worker(tmp_path / "s")
+        worker.link.start()
+        await sidecar.accept()
+        assert sidecar.stream is not None
+        sidecar.stream.send(Notice("away").encode())
+        await worker.changed.wait()
+        assert worker.notices == ["away"]
+        await worker.link.close()
+        sidecar.end()
+
+    run(main())
+
+
+def test_a_lost_connection_ends_a_preparation_that_nobody_waits_for(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        sidecar, worker = Sidecar(tmp_path / "s"), Worker(tmp_path / "s")
+        worker.slow.clear()
+        worker.link.start()
+        await sidecar.accept()
+        sidecar.announce(2, b"two")
+        await worker.asked.wait()
+        sidecar.hang_up()
+        await sidecar.accept()
+        worker.slow.set()
+        sidecar.announce(4, b"four")
+        assert await sidecar.heard.get() == Prepared(4, {})
+        sidecar.announce(2, b"two")
+        assert await sidecar.heard.get() == Prepared(2, {})
+        assert worker.prepared == [(2, b"two"), (4, b"four"), (2, b"two")]
+        await worker.link.close()
+        sidecar.end()
+
+    run(main())
+
+
+def test_without_a_sidecar_it_starts_from_what_was_saved(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "s")
+        worker.on_disk = (6, b"six")
+        worker.link.start()
+        await worker.until_active(6)
+        sidecar = Sidecar(tmp_path / "s")  # it is back, and holds the same
+        await sidecar.accept()
+        sidecar.announce(6, b"six")
+        assert await sidecar.heard.get() == Prepared(6, {})
+        sidecar.activate(6)
+        sidecar.announce(8, b"eight")
+        await sidecar.heard.get()
+        sidecar.activate(8)
+        await worker.until_active(8)
+        assert worker.prepared == [(6, b"six"), (8, b"eight")]
+        assert worker.activated == [6, 8]
+        await worker.link.close()
+        sidecar.end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("saved", [None, (5, b"five")])
+def test_without_a_sidecar_and_nothing_good_saved_it_goes_on_looking(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path, saved: tuple[int, bytes] | None
+) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "s")
+        worker.on_disk, worker.fail_on = saved, {5}
+        worker.link.start()
+        await asyncio.sleep(ALONE * 1.2)
+        sidecar = Sidecar(tmp_path / "s")
+        await sidecar.accept()
+        sidecar.announce(6, b"six")
+        assert await sidecar.heard.get() == Prepared(6, {})
+        await worker.link.close()
         sidecar.end()
 
     run(main())

@@ -13,11 +13,13 @@ from shared.frames import (
     Activate,
     Answer,
     Cancel,
+    Connected,
     Frame,
     FrameError,
     FrameReader,
     Hello,
     Kind,
+    Notice,
     Prepared,
     Readiness,
     Request,
@@ -30,7 +32,7 @@ from shared.frames import (
 )
 
 LIMIT = 1 << 20
-ALL = (Hello, State, Request, Cancel, Answer, Subscribe, Snapshot, Prepared, Activate)
+ALL = (Hello, State, Request, Cancel, Answer, Subscribe, Snapshot, Prepared, Activate, Connected, Notice)
 
 u8 = st.integers(0, 2**8 - 1)
 u32 = st.integers(0, 2**32 - 1)
@@ -39,6 +41,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 names = st.text(st.characters(max_codepoint=127), max_size=12).map(str.encode)
 metadata = st.lists(st.tuples(names, st.binary(max_size=30)), max_size=4).map(tuple)
 bodies = st.binary(max_size=200)
+reasons = st.dictionaries(texts, texts, max_size=4)
 frames = st.one_of(
     st.builds(Hello, u32, u32, u32),
     st.builds(State, st.sampled_from(Readiness), u64, texts),
@@ -47,8 +50,10 @@ frames = st.one_of(
     st.builds(Answer, u64, u8, texts, metadata, bodies),
     st.builds(Subscribe, u32, u32),
     st.builds(Snapshot, u64, u64),
-    st.builds(Prepared, u64, st.dictionaries(texts, texts, max_size=4)),
+    st.builds(Prepared, u64, reasons, reasons),
     st.builds(Activate, u64),
+    st.builds(Connected, st.lists(texts, max_size=4).map(tuple)),
+    st.builds(Notice, texts),
 )
 
 
@@ -110,7 +115,7 @@ def test_any_payload_is_read_or_refused(kind: Kind, payload: bytes) -> None:
     except FrameError as error:
         assert kind.name in str(error)
         return
-    if not isinstance(frame, Prepared):  # its JSON may have blanks
+    if not isinstance(frame, Prepared | Connected):  # their JSON may have blanks
         assert frame.encode() == raw(kind, payload)
 
 
@@ -152,8 +157,12 @@ def test_the_wire_is_the_documented_one() -> None:
     )
     assert Subscribe(1, 2).encode() == bytes.fromhex("09000000 10 01000000 02000000")
     assert Snapshot(1, 2).encode() == bytes.fromhex("11000000 11 0100000000000000 0200000000000000")
-    assert Prepared(1, {"a": "b"}).encode() == bytes.fromhex("12000000 12 0100000000000000") + b'{"a":"b"}'
+    assert Prepared(1, {"a": "b"}).encode() == (
+        bytes.fromhex("2b000000 12 0100000000000000") + b'{"refused":{"a":"b"},"waiting":{}}'
+    )
     assert Activate(1).encode() == bytes.fromhex("09000000 13 0100000000000000")
+    assert Connected(("a",)).encode() == bytes.fromhex("06000000 14") + b'["a"]'
+    assert Notice("é").encode() == bytes.fromhex("03000000 15 c3a9")
 
 
 def test_heads_leave_the_body_to_the_caller() -> None:
@@ -192,7 +201,17 @@ def test_heads_leave_the_body_to_the_caller() -> None:
         (raw(5, struct.pack("<QBH", 1, 0, 0)), "ANSWER: count of metadata needs 2 bytes, 0 are left"),
         (raw(5, struct.pack("<QBH", 1, 0, 9) + b"ab"), "ANSWER: message of 9 bytes, only 2 are left"),
         (raw(18, struct.pack("<Q", 3) + b"{"), "PREPARED 3: not JSON"),
-        (raw(18, struct.pack("<Q", 3) + b'{"a": 1}'), "PREPARED 3: must be a JSON object of texts"),
+        (
+            raw(18, struct.pack("<Q", 3) + b'{"refused": {}}'),
+            "PREPARED 3: must be a JSON object of refused and",
+        ),
+        (
+            raw(18, struct.pack("<Q", 3) + b'{"refused": {}, "waiting": {"a": 1}}'),
+            "PREPARED 3: waiting must be a JSON object of texts",
+        ),
+        (raw(20, b"["), "CONNECTED: not JSON"),
+        (raw(20, b"[1]"), "CONNECTED: must be a JSON list of texts"),
+        (raw(21, b"\xff"), "NOTICE: text is not UTF-8 at its byte 0"),
     ],
 )
 def test_a_malformed_frame_names_kind_place_and_bound(wire: bytes, text: str) -> None:

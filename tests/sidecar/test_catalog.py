@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.catalog import GRACE, Catalog, Content, digest_of, judge, read_expression, read_service
+from shared.snapshot import Snapshot, digest_of
+from sidecar.catalog import GRACE, Catalog, Content, judge, read_expression, read_service
 from sidecar.source import Text, Unreadable
 from tests.sidecar.texts import BROKEN, REFUSED, config, expression
 
@@ -309,15 +310,64 @@ def test_encode_gives_the_snapshot_document() -> None:
         "service-config": b'{"predator-hosts": "x"}',
     }
     content = Catalog().update(texts, 0)
-    snapshot = json.loads(content.encode(17))
-    assert snapshot["version"] == 17
-    assert snapshot["configs"]["a"]["document"] == json.loads(config(compute_id="e"))
-    assert snapshot["configs"]["a"]["digest"] == content.configs["a"].digest
-    assert snapshot["refused"].keys() == {"b"}
-    assert snapshot["kept"] == {}
-    assert snapshot["expressions"] == {"e": "x"}
-    assert snapshot["service"] == {"predator-hosts": "x"}
-    assert repr(content) == "<Content 1 configs, 0 of them kept, 1 refused, 1 expressions>"
+    snapshot = Snapshot.decode(content.encode(17))
+    head = snapshot.head
+    assert head.version == 17
+    assert json.loads(snapshot.document("a")) == json.loads(config(compute_id="e"))
+    assert head.configs["a"].digest == content.configs["a"].digest
+    assert head.refused.keys() == {"b"}
+    assert head.kept == head.waiting == {}
+    assert head.expressions == {"e": "x"}
+    assert head.service == {"predator-hosts": "x"}
+    assert repr(content) == "<Content 1 configs, 0 of them kept, 0 waiting, 1 refused, 1 expressions>"
+    assert Content.decode(content.encode(17)) == (17, content)
+
+
+def test_what_a_config_waits_for_keeps_its_old_version_until_it_is_released() -> None:
+    catalog = Catalog()
+    texts: Texts = {"config-map/a": config(), "config-map/b": config()}
+    active = settled(catalog, texts, 0)
+    texts = {"config-map/a": config(endpoint="faraway"), "config-map/b": config("mrp")}
+    wanted = settled(catalog, texts, 10)
+    catalog.hold("a", wanted.fingerprint("a"), "waiting for faraway", active)
+    held = catalog.update(texts, 20)
+    assert held.waiting == {"a": "waiting for faraway"}
+    assert held.kept == held.refused == {}
+    assert held.configs == {"a": active.configs["a"], "b": wanted.configs["b"]}
+    assert catalog.update({**texts, "config-map/a": config("other")}, 30).waiting == {}
+    assert catalog.update(texts, 40).waiting == {"a": "waiting for faraway"}
+    catalog.release("a")
+    assert catalog.update(texts, 50) == wanted
+
+
+def test_revisions_are_those_of_what_is_served() -> None:
+    catalog = Catalog()
+    texts: Texts = {"config-map/a": config(), "expression-config/e": expression("x")}
+    first = catalog.update(texts, 0, {"config-map/a": 5, "expression-config/e": 6})
+    assert first.revisions == {"config-map/a": 5, "expression-config/e": 6}
+    broken: Texts = {"config-map/a": BROKEN, "expression-config/e": expression("y")}
+    second = catalog.update(broken, 10, {"config-map/a": 7, "expression-config/e": 8})
+    assert second.revisions == {"config-map/a": 5, "expression-config/e": 8}
+    same = Catalog().update(texts, 0, {"config-map/a": 50})
+    assert same == first, "the same text in a later revision is no change"
+
+
+def test_a_config_is_judged_again_only_when_an_expression_of_its_own_changes() -> None:
+    """With many long configs this is what an activation costs."""
+    catalog = Catalog()
+    texts: Texts = {
+        "config-map/a": config(compute_id="e"),
+        "config-map/b": config(),
+        "expression-config/e": expression("x"),
+        "expression-config/f": expression("x"),
+    }
+    first = catalog.update(texts, 0)
+    second = catalog.update({**texts, "expression-config/f": expression("x x *")}, 1)
+    assert second.configs["a"] is first.configs["a"]
+    third = catalog.update({**texts, "expression-config/e": expression("x x *")}, 2)
+    assert third.configs["a"] is not second.configs["a"]
+    assert third.configs["b"] is first.configs["b"]
+    assert third.fingerprint("a") != second.fingerprint("a")
 
 
 def test_judge_of_an_unreadable_text() -> None:

@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
-from shared.config_link import ConfigLink
+from shared.config_link import ConfigLink, Outcome
 from shared.frames import Prepared, Subscribe
 from shared.rundir import UnixListener
+from shared.snapshot import Snapshot
 from sidecar.config import ConfigSidecar
 from sidecar.source import SourceError, Text
 from tests.sidecar.texts import BROKEN, config, expression
@@ -43,30 +45,53 @@ def run(main: Awaitable[None]) -> None:
 
 
 class Worker:
-    """A worker's link, and all that it was told. `cannot` are configs that it cannot serve, by endpoint."""
+    """A worker's link, and all that it was told. `cannot` are configs that it cannot serve, by endpoint;
+    `unreachable` those whose endpoint does not answer."""
 
     def __init__(self, path: Path, index: int = 0) -> None:
         self.snapshots: dict[int, dict[str, Any]] = {}
         self.activated: list[int] = []
         self.cannot: dict[str, str] = {}
+        self.unreachable: dict[str, str] = {}
+        self.notices: list[str] = []
         self._changed = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.link = ConfigLink(
-            loop, path, worker=index, on_snapshot=self._prepare, on_activate=self._activate
-        )
+        self.link = ConfigLink(loop, path, worker=index, follower=self)
         self.link.start()
 
-    def _prepare(self, version: int, document: bytes) -> dict[str, str]:
-        snapshot = json.loads(document)
-        assert snapshot["version"] == version
-        self.snapshots[version] = snapshot
+    async def prepare(self, version: int, document: bytes) -> Outcome:
+        snapshot = Snapshot.decode(document)
+        head = snapshot.head
+        assert head.version == version
+        texts = {name: snapshot.document(name).decode() for name in head.configs}
+        self.snapshots[version] = {**msgspec.structs.asdict(head), "configs": texts}
         self._changed.set()
-        text = {name: json.dumps(one["document"]) for name, one in snapshot["configs"].items()}
-        return {name: reason for name in text for word, reason in self.cannot.items() if word in text[name]}
+        old = self.active["configs"] if self.link.version else {}
+        return Outcome(
+            {
+                name: reason
+                for name, text in texts.items()
+                for word, reason in self.cannot.items()
+                if word in text
+            },
+            {
+                name: reason
+                for name, text in texts.items()
+                for word, reason in self.unreachable.items()
+                if word in text and word not in old.get(name, "")
+            },
+        )
 
-    def _activate(self, version: int) -> None:
+    def activate(self, version: int) -> None:
         self.activated.append(version)
         self._changed.set()
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+        self._changed.set()
+
+    def saved(self) -> tuple[int, bytes] | None:
+        return None
 
     @property
     def active(self) -> dict[str, Any]:
@@ -82,12 +107,13 @@ class Worker:
         return self
 
     async def until_serving(self, **places: str) -> Worker:
-        """Waits until these configs are where they are said to be: in `configs`, `kept` or `refused`."""
+        """Waits until these configs are where they are said to be: in `configs`, `kept`, `waiting` or `refused`."""
 
         def there(worker: Worker) -> bool:
             active = worker.active
             return all(
-                name in active[place] and (place != "configs" or name not in active["kept"])
+                name in active[place]
+                and (place != "configs" or name not in {**active["kept"], **active["waiting"]})
                 for name, place in places.items()
             )
 
@@ -102,6 +128,7 @@ class Shelf:
 
     def __init__(self, texts: Mapping[str, Text]) -> None:
         self.texts: dict[str, Text] | None = dict(texts)
+        self.numbers = dict.fromkeys(texts, 1)
         self._changed = asyncio.Event()
 
     def read(self) -> Mapping[str, Text]:
@@ -116,7 +143,21 @@ class Shelf:
     def place(self, key: str) -> str:
         return key
 
-    def put(self, texts: dict[str, Text] | None) -> None:
+    def revision(self, key: str) -> int:
+        return self.numbers.get(key, 0)
+
+    async def put(self, key: str, text: bytes, revision: int) -> bool:
+        if self.texts is None:
+            raise SourceError("the shelf is away")
+        if revision != self.revision(key):
+            return False
+        self.put_all({**self.texts, key: text})
+        return True
+
+    def put_all(self, texts: dict[str, Text] | None) -> None:
+        for key, text in (texts or {}).items():
+            if self.texts is None or self.texts.get(key) != text:
+                self.numbers[key] = self.numbers.get(key, 0) + 1
         self.texts = texts
         self._changed.set()
 
@@ -129,7 +170,7 @@ async def sidecar(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterat
         asyncio.get_running_loop(),
         UnixListener(path),
         shelf,
-        run_dir / "state.json",
+        run_dir / "state",
         check_expressions=True,
         limit=limit,
     )
@@ -158,11 +199,11 @@ def test_two_workers_get_the_same_version_and_its_changes(run_dir: Path) -> None
             first, second = workers
             assert first.link.version == second.link.version
             assert first.active["expressions"] == {"e": "x"}
-            shelf.put({**texts, "config-map/b": config()})
+            shelf.put_all({**texts, "config-map/b": config()})
             for worker in workers:
                 await worker.until_serving(a="configs", b="configs")
             assert first.active == second.active
-            shelf.put({"config-map/b": config()})
+            shelf.put_all({"config-map/b": config()})
             for worker in workers:
                 await worker.until(lambda worker: list(worker.active["configs"]) == ["b"])
             assert first.activated == sorted(first.activated) == second.activated
@@ -187,10 +228,10 @@ def test_a_source_that_is_away_changes_nothing(run_dir: Path) -> None:
         shelf.texts = None
         async with sidecar(run_dir, shelf) as path:
             worker = await Worker(path).until(lambda worker: worker.active["configs"] == {})
-            shelf.put({"config-map/a": config()})
+            shelf.put_all({"config-map/a": config()})
             await worker.until_serving(a="configs")
-            shelf.put(None)
-            shelf.put({"config-map/a": config(), "config-map/b": config()})
+            shelf.put_all(None)
+            shelf.put_all({"config-map/a": config(), "config-map/b": config()})
             await worker.until_serving(a="configs", b="configs")
             assert len(worker.activated) == 3
             await worker.link.close()
@@ -205,7 +246,7 @@ def test_a_broken_edit_is_kept_out_and_named(run_dir: Path) -> None:
             worker = await Worker(path).until_serving(a="configs", b="refused")
             assert "is no JSON" in worker.active["refused"]["b"]
             good = worker.active["configs"]["a"]
-            shelf.put({"config-map/a": BROKEN, "config-map/b": BROKEN})
+            shelf.put_all({"config-map/a": BROKEN, "config-map/b": BROKEN})
             await worker.until_serving(a="kept", b="refused")  # after the time to settle
             assert worker.active["configs"]["a"] == good
             await worker.link.close()
@@ -222,12 +263,12 @@ def test_what_a_worker_cannot_serve_is_taken_back(run_dir: Path) -> None:
             await other.until_serving(a="configs")
             good = worker.active["configs"]["a"]
             worker.cannot = other.cannot = {"faraway": "no such host"}
-            shelf.put({"config-map/a": config(endpoint="faraway"), "config-map/b": config("mrp")})
+            shelf.put_all({"config-map/a": config(endpoint="faraway"), "config-map/b": config("mrp")})
             for one in (worker, other):
                 await one.until_serving(a="kept", b="configs")
                 assert one.active["configs"]["a"] == good
                 assert one.active["kept"]["a"] == "no such host"
-                assert "mrp" in json.dumps(one.active["configs"]["b"])
+                assert "mrp" in one.active["configs"]["b"]
                 assert all(
                     "faraway" not in json.dumps(one.snapshots[version]["configs"])
                     for version in one.activated
@@ -237,7 +278,7 @@ def test_what_a_worker_cannot_serve_is_taken_back(run_dir: Path) -> None:
     run(main())
 
 
-def test_a_worker_that_hangs_holds_the_others_up_for_the_limit_only(run_dir: Path) -> None:
+def test_a_worker_that_hangs_keeps_a_version_out_until_it_is_gone(run_dir: Path) -> None:
     async def main() -> None:
         shelf = Shelf({"config-map/a": config()})
         async with sidecar(run_dir, shelf, limit=0.05) as path:
@@ -246,10 +287,67 @@ def test_a_worker_that_hangs_holds_the_others_up_for_the_limit_only(run_dir: Pat
             _, hanging = await asyncio.open_unix_connection(str(path))
             hanging.write(Subscribe(1, os.getpid()).encode())
             await hanging.drain()
-            shelf.put({"config-map/a": config(), "config-map/b": config()})
-            await worker.until_serving(b="configs")
+            before = worker.link.version
+            shelf.put_all({"config-map/a": config(), "config-map/b": config()})
+            await worker.until(lambda worker: len(worker.snapshots) == 2)
+            await asyncio.sleep(0.2)
+            assert worker.link.version == before
             hanging.close()
+            await worker.until_serving(b="configs")
             await worker.link.close()
+
+    run(main())
+
+
+def test_a_new_endpoint_that_does_not_answer_keeps_its_config_back_and_no_other(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config(), "config-map/b": config()})
+        async with sidecar(run_dir, shelf) as path:
+            workers = [Worker(path, 0), Worker(path, 1)]
+            for one in workers:
+                await one.until_serving(a="configs", b="configs")
+                one.unreachable = {"faraway": "waiting for endpoint faraway:8090"}
+            shelf.put_all({"config-map/a": config(endpoint="faraway"), "config-map/b": config("mrp")})
+            for one in workers:
+                await one.until_serving(a="waiting", b="configs")
+                assert "faraway" not in one.active["configs"]["a"]
+                assert one.active["waiting"] == {"a": "waiting for endpoint faraway:8090"}
+                await one.until(lambda one: "mrp" in one.active["configs"]["b"])
+            for one in workers:
+                one.unreachable = {}
+                one.link.connected(["a"])
+            for one in workers:
+                await one.until(lambda one: "faraway" in one.active["configs"]["a"])
+                assert one.active["waiting"] == {}
+                await one.link.close()
+
+    run(main())
+
+
+def test_at_a_cold_start_a_config_is_served_whether_its_endpoint_answers_or_not(run_dir: Path) -> None:
+    async def main() -> None:
+        async with sidecar(run_dir, Shelf({"config-map/a": config(endpoint="faraway")})) as path:
+            worker = Worker(path)
+            worker.unreachable = {"faraway": "waiting for endpoint faraway:8090"}
+            await worker.until_serving(a="configs")
+            await worker.link.close()
+
+    run(main())
+
+
+def test_workers_are_told_that_the_source_is_away(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf({"config-map/a": config()})
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            shelf.put_all(None)
+            await worker.until(lambda worker: "the shelf is away" in worker.notices[-1])
+            other = await Worker(path, 1).until_serving(a="configs")
+            assert "the last good ones are served: the shelf is away" in other.notices[-1]
+            shelf.put_all({"config-map/a": config()})
+            for one in (worker, other):
+                await one.until(lambda one: one.notices[-1] == "")
+                await one.link.close()
 
     run(main())
 
@@ -324,7 +422,9 @@ def test_a_new_sidecar_whose_source_is_away_serves_what_was_good(run_dir: Path) 
 @pytest.mark.parametrize("state", ["{", '{"version": 99999999999999, "configs": {"a": 1}}'])
 def test_state_that_cannot_be_used_is_no_obstacle(run_dir: Path, state: str) -> None:
     async def main() -> None:
-        (run_dir / "state.json").write_text(state)
+        (run_dir / "state").mkdir()
+        for name in ("active.snapshot", "history.json"):
+            (run_dir / "state" / name).write_text(state)
         async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
             worker = await Worker(path).until_serving(a="configs")
             assert worker.link.version < 99999999999999
@@ -335,7 +435,7 @@ def test_state_that_cannot_be_used_is_no_obstacle(run_dir: Path, state: str) -> 
 
 def test_state_that_cannot_be_saved_is_no_obstacle(run_dir: Path) -> None:
     async def main() -> None:
-        (run_dir / "state.json").mkdir()
+        (run_dir / "state" / "active.snapshot").mkdir(parents=True)
         async with sidecar(run_dir, Shelf({"config-map/a": config()})) as path:
             worker = await Worker(path).until_serving(a="configs")
             await worker.link.close()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from shared import snapshot
+from shared.snapshot import Head, Snapshot
 from sidecar.activation import Version
 from sidecar.catalog import Catalog, Content
-from sidecar.state import StateError, load, save
+from sidecar.state import SavedError, load, save
 from tests.sidecar.texts import BROKEN, config, expression
 
 
@@ -24,31 +25,44 @@ def version(number: int = 7) -> Version:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "configs.json"
+    path = tmp_path / "state" / "active.snapshot"
     save(path, version())
     assert load(path) == version()
     save(path, Version(8, Content()))
     assert load(path) == Version(8, Content())
-    assert [file.name for file in path.parent.iterdir()] == ["configs.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["active.snapshot"]
 
 
 def test_nothing_saved_is_nothing_loaded(tmp_path: Path) -> None:
-    assert load(tmp_path / "configs.json") is None
+    assert load(tmp_path / "active.snapshot") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": "7"}'])
+@pytest.mark.parametrize("text", ["", "{", "inferflow-snapshot 2 ", "inferflow-snapshot 1 abc"])
 def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "configs.json"
+    path = tmp_path / "active.snapshot"
     path.write_text(text)
-    with pytest.raises(StateError, match=r"configs\.json: "):
+    with pytest.raises(SavedError, match=r"active\.snapshot: "):
         load(path)
 
 
-def test_a_document_that_was_changed_on_disk_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "configs.json"
+def test_every_byte_counts(tmp_path: Path) -> None:
+    path = tmp_path / "active.snapshot"
     save(path, version())
-    stored = json.loads(path.read_bytes())
-    stored["configs"]["a"]["document"]["response_config"] = {}
-    path.write_text(json.dumps(stored))
-    with pytest.raises(StateError, match="config 'a' does not have the digest"):
+    saved = path.read_bytes()
+    for at in range(0, len(saved), 7):
+        path.write_bytes(saved[:at] + bytes([saved[at] ^ 1]) + saved[at + 1 :])
+        with pytest.raises(SavedError):
+            load(path)
+    path.write_bytes(saved[:-1])
+    with pytest.raises(SavedError, match="checksum"):
+        load(path)
+
+
+def test_a_snapshot_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "active.snapshot"
+    content = version().content
+    (name,) = content.configs
+    wrong = {name: ("0" * 64, content.configs[name].text)}
+    snapshot.save(path, Snapshot.encode(Head(version=3), wrong))
+    with pytest.raises(SavedError, match="config 'a' does not have the digest"):
         load(path)

@@ -1,0 +1,200 @@
+"""What was served before, and what an operator put in its place: by key of the config tree.
+
+Both are on disk, in the state directory: the texts once each, named by their SHA-256, and a ledger that says
+when which of them was served. Belongs to one thread.
+
+An override stands for the text of the source. A rollback ends when the source has another text for its key
+than it had then, a pin when it is taken away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from shared.snapshot import SavedError, digest_of, replace_file
+from sidecar.catalog import Content
+from sidecar.source import Text, Unreadable
+
+__all__ = ["KEPT", "Entry", "History", "Override"]
+
+log = logging.getLogger(__name__)
+
+KEPT = 20
+"""Versions of one key that are remembered."""
+
+_SCHEMA = 1
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One version of one key."""
+
+    digest: str
+    """SHA-256 of its text; "" when the key was taken out of service."""
+    revision: int
+    """Of its source."""
+    since: float
+    """When it became active: seconds since 1970."""
+
+
+class Override(msgspec.Struct, frozen=True):
+    """What is served in the place of the source's text."""
+
+    digest: str
+    revision: int
+    instead_of: str
+    """SHA-256 of the source's text when it was made; "" when there was none."""
+    pinned: bool = False
+
+
+class _Ledger(msgspec.Struct):
+    schema: int = _SCHEMA
+    entries: dict[str, list[Entry]] = {}
+    overrides: dict[str, Override] = {}
+
+
+class History:
+    """The versions of every key, the newest first, and the overrides."""
+
+    def __init__(self, directory: Path, *, fresh: bool = False) -> None:
+        """Reads what is there, or begins anew. Raises SavedError, OSError."""
+        self._path = directory / "history.json"
+        self._texts = directory / "documents"
+        self._ledger = _Ledger() if fresh else self._read()
+        self._served = {key: entries[0] for key, entries in self._ledger.entries.items()}
+
+    def __repr__(self) -> str:
+        ledger = self._ledger
+        return f"<History {self._path}: {len(ledger.entries)} keys, {len(ledger.overrides)} overrides>"
+
+    # --- versions
+
+    def entries(self, key: str) -> tuple[Entry, ...]:
+        """The versions of a key that were active, the newest first."""
+        return tuple(self._ledger.entries.get(key, ()))
+
+    def text(self, digest: str) -> bytes:
+        """The text of a version. Raises SavedError, OSError."""
+        path = self._texts / f"{digest}.json"
+        text = path.read_bytes()
+        if digest_of(text) != digest:
+            raise SavedError(f"{path}: its checksum is not its name")
+        return text
+
+    def previous(self, key: str) -> Entry | None:
+        """The newest version with another text than the one that is served; None without one."""
+        entries = self.entries(key)
+        return next((one for one in entries if one.digest not in ("", entries[0].digest)), None)
+
+    def find(self, key: str, digest: str) -> Entry | None:
+        """The newest version of a key whose digest begins like this."""
+        return next((one for one in self.entries(key) if digest and one.digest.startswith(digest)), None)
+
+    def record(self, content: Content, now: float) -> None:
+        """This content is served from `now` on (seconds since 1970). Raises OSError."""
+        digests = content.digests
+        changed = [
+            key
+            for key, digest in digests.items()
+            if key not in self._served or self._served[key].digest != digest
+        ]
+        gone = [key for key, entry in self._served.items() if entry.digest and key not in digests]
+        if not changed and not gone:
+            return
+        for key in changed:
+            self._write_text(digests[key], content.text(key))
+            self._add(key, Entry(digests[key], content.revisions.get(key, 0), now))
+        for key in gone:
+            self._add(key, Entry("", 0, now))
+        self._save()
+
+    # --- overrides
+
+    @property
+    def overrides(self) -> Mapping[str, Override]:
+        """By key."""
+        return self._ledger.overrides
+
+    def override(self, key: str, override: Override) -> None:
+        """Raises OSError."""
+        self._ledger.overrides[key] = override
+        self._save()
+
+    def withdraw(self, key: str) -> bool:
+        """Takes an override away; returns whether there was one. Raises OSError."""
+        found = self._ledger.overrides.pop(key, None)
+        if found is not None:
+            self._save()
+        return found is not None
+
+    def apply(
+        self, texts: Mapping[str, Text], revisions: Mapping[str, int]
+    ) -> tuple[dict[str, Text], dict[str, int]]:
+        """The texts and revisions of the source, with the overrides in their places.
+
+        Ends rollbacks that are over. Raises OSError when that cannot be noted.
+        """
+        seen, numbers = dict(texts), dict(revisions)
+        for key, override in list(self.overrides.items()):
+            text = texts.get(key)
+            if (
+                not override.pinned
+                and not isinstance(text, Unreadable)
+                and _digest(text) != override.instead_of
+            ):
+                log.info("rollback is over: its source has a newer version", extra={"key": key})
+                self.withdraw(key)
+                continue
+            try:
+                seen[key] = self.text(override.digest)
+            except (OSError, SavedError) as error:
+                log.error("rollback is not possible", extra={"key": key, "reason": str(error)})
+                continue
+            numbers[key] = override.revision
+        return seen, numbers
+
+    # --- on disk
+
+    def _add(self, key: str, entry: Entry) -> None:
+        self._served[key] = entry
+        self._ledger.entries[key] = [entry, *self._ledger.entries.get(key, [])][:KEPT]
+
+    def _write_text(self, digest: str, text: bytes) -> None:
+        path = self._texts / f"{digest}.json"
+        if not path.exists():
+            # Not synced: the name tells a text that was cut, and then it is one version less to go back to.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_suffix(".new")
+            scratch.write_bytes(text)
+            scratch.replace(path)
+
+    def _save(self) -> None:
+        replace_file(self._path, [msgspec.json.encode(self._ledger)])
+
+    def _read(self) -> _Ledger:
+        try:
+            ledger = msgspec.json.decode(self._path.read_bytes(), type=_Ledger)
+        except FileNotFoundError:
+            return _Ledger()
+        except msgspec.DecodeError as error:
+            raise SavedError(f"{self._path}: {error}") from error
+        if ledger.schema != _SCHEMA:
+            raise SavedError(f"{self._path}: has schema {ledger.schema}, must be {_SCHEMA}")
+        self._remove_unused(ledger)
+        return ledger
+
+    def _remove_unused(self, ledger: _Ledger) -> None:
+        """Texts of versions that nobody remembers."""
+        used = {entry.digest for entries in ledger.entries.values() for entry in entries}
+        used |= {override.digest for override in ledger.overrides.values()}
+        if self._texts.is_dir():
+            for path in self._texts.iterdir():
+                if path.stem not in used:
+                    path.unlink()
+
+
+def _digest(text: Text | None) -> str:
+    return digest_of(text) if isinstance(text, bytes) else ""
