@@ -69,6 +69,10 @@ class EtcdServer:
         """`127.0.0.1:port`; the same after a restart."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> Self:
         """Starts it, and returns when it answers."""
         client = f"{self.scheme}://{self.address}"
