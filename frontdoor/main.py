@@ -23,6 +23,7 @@ from frontdoor.door import FrontDoor
 from frontdoor.readiness import Readiness
 from frontdoor.services import FILES, METHODS, SERVICES
 from frontdoor.streams import Streams
+from rpc.health import FILE as HEALTH_FILE
 from rpc.health import Health
 from rpc.reflection import Reflection
 from rpc.server import Limits, Server
@@ -48,7 +49,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     door = FrontDoor(loop, settings)
     health = Health()
     readiness = Readiness(door, health, SERVICES)
-    streams = Streams({**health.stream_handlers, **Reflection(FILES).stream_handlers})
+    streams = Streams({**health.stream_handlers, **Reflection((*FILES, HEALTH_FILE)).stream_handlers})
     server = Server(
         {**door.handlers(METHODS), **health.handlers},
         stream_handlers=streams.handlers,

@@ -11,9 +11,11 @@ from grpc_health.v1 import health_pb2
 from rpc.calls import Handler, ServerCall, StreamCall, StreamHandler
 from rpc.status import Status
 
-__all__ = ["SERVICE", "Health"]
+__all__ = ["FILE", "SERVICE", "Health"]
 
 SERVICE: Final = "grpc.health.v1.Health"
+FILE: Final = health_pb2.DESCRIPTOR
+"""What defines the service, for reflection: tools can then ask for health by name."""
 _CHECK: Final = b"/grpc.health.v1.Health/Check"
 _WATCH: Final = b"/grpc.health.v1.Health/Watch"
 
