@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cli import up, validate
+from cli import config, up, validate
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -33,6 +33,7 @@ def _up(_arguments: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command("up", "Start a pod in the foreground: front doors, workers, config sidecar.", _no_arguments, _up),
+    Command("config", config.HELP, config.add_arguments, config.run),
     Command("validate", validate.HELP, validate.add_arguments, validate.run),
 )
 
