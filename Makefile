@@ -7,7 +7,7 @@ SETUP_DEMO := $(VENV)/.setup-demo-$(shell cat requirements/demo.txt pyproject.to
 PROTOS := $(wildcard proto/*.proto)
 CODE := cli components dag frontdoor rpc shared sidecar workers demo bench tests
 
-.PHONY: setup up demo demo-up test test-fast test-full lint bench proto clean
+.PHONY: setup up demo demo-up tools test test-fast test-full lint bench proto clean
 
 setup: $(SETUP)
 
@@ -35,13 +35,19 @@ demo: $(SETUP_DEMO)
 demo-up: $(SETUP_DEMO)
 	$(BIN)/python -m demo --keep
 
-test: setup
+# What tests start besides Python; what is installed already is not fetched.
+tools:
+	tests/get_etcd.sh
+
+test: setup tools
 	$(BIN)/python -m pytest -m "not full"
 
-test-fast: setup
+test-fast: setup tools
 	$(BIN)/python -m pytest -m "not slow and not full"
 
-test-full: setup
+test-full: $(SETUP_DEMO) tools
+	bench/get_h2load.sh
+	tests/interop/get_tools.sh
 	$(BIN)/python -m pytest
 
 lint: setup
