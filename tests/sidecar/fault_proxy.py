@@ -61,10 +61,11 @@ class FaultProxy:
         self._swallowing = False
 
     async def close(self) -> None:
+        """Ends everything, the silent connections too."""
         await self.refuse()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._silent:
+            writer.transport.abort()
+        await asyncio.gather(*self._pumps)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -97,11 +98,10 @@ class FaultProxy:
                     await sink.drain()
         except ConnectionError:
             pass  # one end has gone; the other is told below, unless it is to hear nothing
-        finally:
-            if sink not in self._silent:
-                for end in ends:
-                    end.transport.abort()
-            self._writers -= ends
+        if sink not in self._silent:
+            for end in ends:
+                end.transport.abort()
+        self._writers -= ends
 
 
 @contextlib.asynccontextmanager
