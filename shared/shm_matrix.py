@@ -92,8 +92,10 @@ class Slot:
     def __init__(self, pool: MatrixPool, number: int) -> None:
         self.number = number
         self.generation = 0
+        self.idle = True  # belongs to no request
         self.chunks: list[Chunk] = []
         self.size = 0  # bytes lent, over all chunks
+        self.used = 0  # bytes asked for
         self._pool = pool
         self._at = 0
         self._lock = threading.Lock()
@@ -110,6 +112,7 @@ class Slot:
                 chunk = self._pool.lend(self, size)
                 start = 0
             self._at = start + size
+            self.used += size
         return chunk.bytes, start
 
     def allocate(self, size: int) -> Bytes:
@@ -139,11 +142,17 @@ class Slot:
 
     def reset(self) -> list[Chunk]:
         """Takes the memory off this slot and returns it, but for a smallest chunk: most requests need no more."""
-        self._at = 0
+        self._at = self.used = 0
         kept = self.chunks[:1] if self.chunks and len(self.chunks[0].bytes) == SMALLEST_CHUNK else []
         chunks = self.chunks[len(kept) :]
         self.chunks = kept
         self.size = SMALLEST_CHUNK * len(kept)
+        return chunks
+
+    def empty(self) -> list[Chunk]:
+        """Takes all memory off this slot, which is idle, and returns it."""
+        chunks, self.chunks = self.chunks, []
+        self.size = 0
         return chunks
 
     def __repr__(self) -> str:
@@ -155,8 +164,9 @@ class Slot:
 class MatrixPool:
     """The shared memory of one worker's matrices.
 
-    `capacity` bounds what all requests in flight take together, `limit` what one request takes, both in bytes.
-    Segments are added as they are needed and kept; chunks come in powers of two and are reused.
+    `capacity` bounds what all requests in flight take together, `limit` what one request asks for, both in bytes.
+    Segments are added as they are needed and kept. Chunks come in powers of two: a larger one is halved, and
+    halves are put together again when nothing else is left.
     """
 
     def __init__(self, capacity: int, limit: int, *, name: str = "inferflow-matrix") -> None:
@@ -167,8 +177,7 @@ class MatrixPool:
         self.reserved = 0  # bytes of all segments
         self.in_use = 0  # bytes of the slots that belong to a request
         self._lock = threading.Lock()
-        self._free: dict[int, list[Chunk]] = {}
-        self._tail = 0  # bytes of the last segment that are already cut into chunks
+        self._free: dict[int, list[Chunk]] = {}  # by size
         self._slots: list[Slot] = []
         self._idle: list[Slot] = []
 
@@ -185,13 +194,20 @@ class MatrixPool:
             else:
                 slot = Slot(self, len(self._slots))
                 self._slots.append(slot)
+            slot.idle = False
             slot.generation += 1
             self.in_use += slot.size
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Takes a slot back with all its memory. Views of it must not be used any more."""
+        """Takes a slot back with all its memory. Views of it must not be used any more.
+
+        Raises ValueError when it was released before: two requests would share it.
+        """
         with self._lock:
+            if slot.idle:
+                raise ValueError(f"{slot!r} is released twice")
+            slot.idle = True
             self.in_use -= slot.size
             for chunk in slot.reset():
                 self._free.setdefault(len(chunk.bytes), []).append(chunk)
@@ -199,14 +215,17 @@ class MatrixPool:
 
     def lend(self, slot: Slot, size: int) -> Chunk:
         """A chunk of at least `size` bytes for `slot`; called by the slot. Raises MatrixFull."""
-        wanted = max(SMALLEST_CHUNK, slot.size, 1 << (size - 1).bit_length() if size else 1)
-        if slot.size + size > self.limit:
+        if slot.used + size > self.limit:
             raise MatrixFull(
-                f"the request's matrix needs {slot.size + size} bytes, the limit is {self.limit} "
+                f"the request's matrix needs {slot.used + size} bytes, the limit is {self.limit} "
                 "(INFERFLOW_MAX_MATRIX_BYTES)"
             )
+        least = _power_of_two(max(size, SMALLEST_CHUNK))
+        # Doubling keeps the chunks few, however often a request asks for a little.
+        doubled = _power_of_two(max(least, slot.size))
         with self._lock:
-            chunk = self._take(wanted) or self._cut(wanted)
+            chunk = self._take(doubled) if slot.size + doubled <= self.limit else None
+            chunk = chunk or self._take(least)
             if chunk is None:
                 raise MatrixFull(
                     f"the request's matrix needs {size} bytes more, and {self.in_use} of the "
@@ -218,29 +237,62 @@ class MatrixPool:
         return chunk
 
     def _take(self, wanted: int) -> Chunk | None:
-        """A free chunk of exactly this size, else the smallest larger one."""
-        for size in sorted(size for size, chunks in self._free.items() if size >= wanted and chunks):
-            return self._free[size].pop()
-        return None
-
-    def _cut(self, wanted: int) -> Chunk | None:
-        """A new chunk from the last segment, or from a new one."""
-        if not self.segments or self._tail + wanted > self.segments[-1].size:
-            size = max(SEGMENT, wanted)
-            if self.reserved + size > self.capacity:
-                size = wanted
-            if self.reserved + size > self.capacity:
-                return None
-            try:
-                self.segments.append(Segment(f"{self.name}-{len(self.segments)}", size))
-            except OSError as error:
-                raise MatrixFull(f"no shared memory for {size} bytes of matrix: {error}") from error
-            self.reserved += size
-            self._tail = 0
-        segment = self.segments[-1]
-        chunk = Chunk(len(self.segments) - 1, self._tail, segment.bytes[self._tail : self._tail + wanted])
-        self._tail += wanted
+        """A free chunk of exactly this size (a power of two): as it is, from a larger one, or of new memory."""
+        if free := self._free.get(wanted):
+            return free.pop()
+        chunk = self._split(wanted)
+        if chunk is None and self._grow(wanted):
+            chunk = self._split(wanted)
+        if chunk is None:  # all memory is reserved: see what has come back in smaller pieces
+            self._join()
+            chunk = self._split(wanted)
         return chunk
+
+    def _split(self, wanted: int) -> Chunk | None:
+        """Halves the smallest free chunk that is large enough until it has this size."""
+        sizes = [size for size, chunks in self._free.items() if chunks and size >= wanted]
+        if not sizes:
+            return None
+        size = min(sizes)
+        chunk = self._free[size].pop()
+        while size > wanted:
+            size //= 2
+            upper = Chunk(chunk.segment, chunk.offset + size, chunk.bytes[size:])
+            self._free.setdefault(size, []).append(upper)
+            chunk = Chunk(chunk.segment, chunk.offset, chunk.bytes[:size])
+        return chunk
+
+    def _grow(self, wanted: int) -> bool:
+        """Adds a segment with room for this size, as one free chunk; False when the capacity leaves none."""
+        left = self.capacity - self.reserved
+        if wanted > left:
+            return False
+        size = max(wanted, min(SEGMENT, _power_of_two(left + 1) // 2))
+        try:
+            segment = Segment(f"{self.name}-{len(self.segments)}", size)
+        except OSError as error:
+            raise MatrixFull(f"no shared memory for {size} bytes of matrix: {error}") from error
+        self._free.setdefault(size, []).append(Chunk(len(self.segments), 0, segment.bytes))
+        self.segments.append(segment)
+        self.reserved += size
+        return True
+
+    def _join(self) -> None:
+        """Puts free halves together again, also those that idle slots have kept."""
+        for slot in self._idle:
+            for chunk in slot.empty():
+                self._free.setdefault(len(chunk.bytes), []).append(chunk)
+        size = SMALLEST_CHUNK
+        while size < max((segment.size for segment in self.segments), default=0):
+            places = {(chunk.segment, chunk.offset): chunk for chunk in self._free.get(size, ())}
+            for number, offset in list(places):
+                lower, upper = (number, offset), (number, offset + size)
+                if offset % (2 * size) == 0 and upper in places:
+                    del places[lower], places[upper]
+                    whole = self.segments[number].bytes[offset : offset + 2 * size]
+                    self._free.setdefault(2 * size, []).append(Chunk(number, offset, whole))
+            self._free[size] = list(places.values())
+            size *= 2
 
     def close(self) -> None:
         """Gives the segments back; no slot may be in use."""
@@ -253,6 +305,11 @@ class MatrixPool:
             f"<MatrixPool {self.busy} of {len(self._slots)} slots busy, "
             f"{self.in_use} of {self.reserved} bytes in use, capacity {self.capacity}>"
         )
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is not less than `size` (at least 1)."""
+    return 1 << (size - 1).bit_length()
 
 
 class TextColumn:
