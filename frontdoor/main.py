@@ -62,6 +62,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         workers = await loop.create_unix_server(door.link, sock=listener.socket)
         await _listen(server, settings)
+        process.settle()
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         await stop.wait()
         log.info("draining", extra={"in_flight": door.dispatcher.in_flight, "seconds": settings.drain_s})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import math
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import setproctitle
 
-__all__ = ["ParentGoneError", "cores", "die_with_parent", "name", "pin"]
+__all__ = ["ParentGoneError", "cores", "die_with_parent", "name", "pin", "settle"]
 
 _PR_SET_PDEATHSIG = 1
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -66,3 +67,15 @@ def pin(index: int) -> int:
     core = allowed[index % len(allowed)]
     os.sched_setaffinity(0, {core})
     return core
+
+
+def settle() -> None:
+    """Take everything that is alive now out of the garbage collector's rounds, and have fewer of them.
+
+    Called once, when a process has loaded what it lives on. Requests make few reference cycles but
+    many objects: with the defaults the collector walks over all modules again and again to find nothing, which
+    cost 5 to 10 % of a worker's time and pauses of tens of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)

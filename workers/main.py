@@ -88,6 +88,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set, then drains."""
+        process.settle()
         self.config_link.start()
         looking = self.loop.create_task(self.doors.keep_looking())
         await stop.wait()
