@@ -19,6 +19,7 @@ from rpc.timers import Timers
 __all__ = ["Http1Connection", "HttpHandler", "HttpRequest", "HttpResponse"]
 
 _LINGER: Final = 5.0
+_REQUESTS_PER_TURN: Final = 16
 _METHODS: Final = (b"GET", b"HEAD")
 
 
@@ -71,6 +72,8 @@ class Http1Connection(asyncio.Protocol):
         self._bucket: set[Any] = set()
         self._peer = ""
         self._paused = False
+        self._busy = False  # more requests are here than fit into one turn
+        self._scheduled = False
         self._between = False  # answered at least once, and nothing of the next request is here
         self._last = False  # the answer being given is the last of this connection
         self._closing = False
@@ -86,13 +89,9 @@ class Http1Connection(asyncio.Protocol):
         self._wait(self._limits.preface_seconds)
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
-            return
-        self._machine.receive_data(data)
-        self._advance()
-        if self._between and self._machine.trailing_data[0]:
-            self._between = False
-            self._wait(self._limits.preface_seconds)
+        if not self._closing:
+            self._machine.receive_data(data)
+            self._advance()
 
     def eof_received(self) -> bool:
         return False
@@ -105,8 +104,9 @@ class Http1Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         if self._transport is not None and not self._closing:
-            self._transport.resume_reading()
-            self._advance()  # requests that came before the pause
+            if not self._busy:
+                self._transport.resume_reading()
+            self._schedule()  # for requests that came before the pause
 
     def connection_lost(self, error: Exception | None) -> None:
         self._bucket.discard(self)
@@ -117,17 +117,41 @@ class Http1Connection(asyncio.Protocol):
     # -- requests ------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Answers the requests that are complete."""
+        """Answers the requests that are complete, a few in this turn of the loop."""
         try:
-            while not (self._paused or self._closing):
-                event = self._machine.next_event()
-                if event is h11.NEED_DATA or event is h11.PAUSED:
+            for _ in range(_REQUESTS_PER_TURN):
+                if self._paused or self._closing:
                     return
-                if isinstance(event, h11.Request):
-                    self._respond(event)
+                event = self._machine.next_event()
+                if not isinstance(event, h11.Request):
+                    self._wait_for_data()
+                    return
+                self._respond(event)
         except h11.RemoteProtocolError as error:
             self._stats.limits["header_bytes" if error.error_status_hint == 431 else "protocol"] += 1
             self._reject(error.error_status_hint, str(error))
+            return
+        if not self._closing and self._transport is not None:
+            self._busy = True
+            self._transport.pause_reading()
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._advance()
+
+    def _wait_for_data(self) -> None:
+        if self._busy and self._transport is not None:
+            self._busy = False
+            self._transport.resume_reading()
+        if self._between and self._machine.trailing_data[0]:
+            self._between = False
+            self._wait(self._limits.preface_seconds)
 
     def _respond(self, request: h11.Request) -> None:
         self._stats.http1_requests += 1
@@ -151,9 +175,10 @@ class Http1Connection(asyncio.Protocol):
         self._wait(self._limits.idle_seconds or self._limits.preface_seconds)
 
     def _answer(self, request: h11.Request) -> HttpResponse:
-        if len(request.headers) > self._limits.header_fields:
-            self._stats.limits["header_fields"] += 1
-            return HttpResponse(b"too many header fields\n", 431)
+        limit = self._over_limit(request)
+        if limit:
+            self._stats.limits[limit] += 1
+            return HttpResponse(f"over the limit of {limit}\n".encode(), 431)
         if request.method not in _METHODS:
             return HttpResponse(b"only GET and HEAD\n", 405, headers=((b"allow", b"GET, HEAD"),))
         path, _, query = request.target.decode("latin-1").partition("?")
@@ -166,6 +191,13 @@ class Http1Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - a handler's mistake must not end the connection silently
             self._loop.call_exception_handler({"message": f"handler of {path} raised", "exception": error})
             return HttpResponse(b"internal error\n", 500)
+
+    def _over_limit(self, request: h11.Request) -> str:
+        """The name of the limit that the head of a request exceeds, or nothing."""
+        if len(request.headers) > self._limits.header_fields:
+            return "header_fields"
+        size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+        return "header_bytes" if size > self._limits.header_bytes else ""
 
     def _send(self, response: HttpResponse, *, with_body: bool) -> None:
         headers = [
