@@ -231,6 +231,11 @@ class Dispatcher:
         states = sorted(f"{worker.name}: {_state_text(worker)}" for worker in self._workers.values())
         return "no worker is ready: " + "; ".join(states)
 
+    def notices(self) -> list[str]:
+        """What ready workers have to say to an operator, each text once."""
+        ready = [worker.reason for worker in self._workers.values() if worker.readiness is _READY]
+        return sorted({reason for reason in ready if reason})
+
     # Events of workers
 
     def joined(self, worker: int, name: str, max_in_flight: int) -> list[Action]:

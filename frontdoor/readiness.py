@@ -59,7 +59,12 @@ class Readiness:
         reason = self.reason()
         if reason:
             return _json({"ready": False, "reason": reason}, 503)
-        return _json({"ready": True, "version": self._door.dispatcher.serving_version}, 200)
+        dispatcher = self._door.dispatcher
+        detail: dict[str, object] = {"ready": True, "version": dispatcher.serving_version}
+        notices = dispatcher.notices()
+        if notices:
+            detail["notice"] = "; ".join(notices)
+        return _json(detail, 200)
 
 
 def _alive(_request: HttpRequest) -> HttpResponse:

@@ -118,7 +118,7 @@ class State(NamedTuple):
     version: int
     """The active config version; 0 while there is none."""
     reason: str
-    """Why it is not ready; empty when it is."""
+    """Why it is not ready; when it is, what an operator should know all the same, which is mostly nothing."""
 
     def encode(self) -> bytes:
         reason = _text(self.reason)

@@ -120,7 +120,7 @@ class ConfigSidecar:
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then leaves no socket behind."""
         self._loop.add_reader(self._listener.socket, self._accept)
-        self._look()
+        self.look()
         watching = self._loop.create_task(self._watch())
         stopping = self._loop.create_task(stop.wait())
         try:
@@ -138,10 +138,14 @@ class ConfigSidecar:
     async def _watch(self) -> None:
         while True:
             await self.source.changed()
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
-        """Reads the source and publishes what it holds. A source that is away changes nothing."""
+    def look(self) -> None:
+        """Reads the source and publishes what it holds. A source that is away changes nothing.
+
+        With nothing saved that means nothing to serve, and workers that are not ready: a pod that knows no
+        config must not take requests from pods that do.
+        """
         try:
             self.texts = self.source.read()
         except NotReadYetError:
@@ -161,16 +165,14 @@ class ConfigSidecar:
             self.source_error = reason
             log.error("configs cannot be read; the last good ones are served", extra={"reason": reason})
             self._tell_notice()
-        if self.activation.active is None:
-            # Workers can be ready without configs; they cannot be ready without a version.
-            self._publish(Content())
 
     @property
     def notice(self) -> str:
         """What an operator should know of the configs as a whole; usually nothing."""
         if not self.source_error:
             return ""
-        return f"configs cannot be read, the last good ones are served: {self.source_error}"
+        what = "there are none yet" if self.activation.active is None else "the last good ones are served"
+        return f"configs cannot be read, {what}: {self.source_error}"
 
     def _tell_notice(self) -> None:
         for peer in self._peers.values():

@@ -276,6 +276,7 @@ class Steering:
             raise SteeringError(503, f"{key}: cannot be written: {error}") from error
         if not written:
             raise SteeringError(409, f"{key}: was changed meanwhile (revision {revision} is not its newest)")
+        self._sidecar.look()  # a polled source would be seen half a second later
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

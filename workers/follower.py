@@ -59,7 +59,8 @@ class Follower:
         on_connected: Callable[[Collection[str]], None],
     ) -> None:
         """`saved` is the file of the last good version. `on_version(number, notice)` is called when either
-        changes, `on_connected(configs)` when endpoints answer that these configs waited for.
+        changes (number 0: nothing is active yet), `on_connected(configs)` when endpoints answer that these
+        configs waited for.
         """
         self._loop = loop
         self._plans = plans
@@ -115,8 +116,7 @@ class Follower:
         if text == self._notice:
             return
         self._notice = text
-        if self._plans.active is not None:
-            self._on_version(self._plans.active.number, text)
+        self._on_version(self._plans.active.number if self._plans.active is not None else 0, text)
 
     def saved(self) -> tuple[int, bytes] | None:
         """The version that was saved last, and its snapshot; None when there is none that can be used."""

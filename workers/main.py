@@ -102,7 +102,8 @@ class Worker:
 
     def _serving(self, version: int, notice: str) -> None:
         if self.doors.state.readiness is not Readiness.DRAINING:
-            self.doors.tell(State(Readiness.READY, version, notice))
+            readiness = Readiness.READY if version else Readiness.NOT_READY
+            self.doors.tell(State(readiness, version, notice))
 
     def _connected(self, configs: Collection[str]) -> None:
         self.config_link.connected(tuple(configs))

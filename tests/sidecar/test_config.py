@@ -106,6 +106,13 @@ class Worker:
             await asyncio.sleep(0)
         return self
 
+    async def until_noticed(self, text: str) -> Worker:
+        """Waits for this notice."""
+        while text not in self.notices:
+            self._changed.clear()
+            await self._changed.wait()
+        return self
+
     async def until_serving(self, **places: str) -> Worker:
         """Waits until these configs are where they are said to be: in `configs`, `kept`, `waiting` or `refused`."""
 
@@ -224,16 +231,32 @@ def test_no_configs_are_a_version_that_workers_can_be_ready_with(run_dir: Path) 
 
 def test_a_source_that_is_away_changes_nothing(run_dir: Path) -> None:
     async def main() -> None:
+        shelf = Shelf({"config-map/a": config()})
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs")
+            shelf.put_all(None)
+            await worker.until(lambda worker: worker.notices[-1] != "")
+            shelf.put_all({"config-map/a": config(), "config-map/b": config()})
+            await worker.until_serving(a="configs", b="configs")
+            assert len(worker.activated) == 2
+            await worker.link.close()
+
+    run(main())
+
+
+def test_nothing_is_served_before_the_source_could_be_read_once(run_dir: Path) -> None:
+    """A pod that knows no configs is not ready: it must not take requests from others that do."""
+
+    async def main() -> None:
         shelf = Shelf({})
         shelf.texts = None
         async with sidecar(run_dir, shelf) as path:
-            worker = await Worker(path).until(lambda worker: worker.active["configs"] == {})
+            worker = await Worker(path).until_noticed(
+                "configs cannot be read, there are none yet: the shelf is away"
+            )
+            assert worker.activated == []
             shelf.put_all({"config-map/a": config()})
             await worker.until_serving(a="configs")
-            shelf.put_all(None)
-            shelf.put_all({"config-map/a": config(), "config-map/b": config()})
-            await worker.until_serving(a="configs", b="configs")
-            assert len(worker.activated) == 3
             await worker.link.close()
 
     run(main())
