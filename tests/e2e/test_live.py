@@ -210,9 +210,11 @@ def test_a_new_endpoint_that_does_not_answer_keeps_the_old_version(
 
 def control(pod: LivePod, *command: str) -> None:
     """Has supervisord do something."""
-    server = f"unix://{pod.run_dir}/supervisor.sock"
+    settings = pod.home / "control.conf"
+    settings.write_text(f"[supervisorctl]\nserverurl=unix://{pod.run_dir}/supervisor.sock\n")
+    program = Path(sys.executable).with_name("supervisorctl")
     subprocess.run(
-        [str(Path(sys.executable).with_name("supervisorctl")), "-s", server, *command],
+        [str(program), "-c", str(settings), *command],
         check=True,
         timeout=PATIENCE,
         stdout=subprocess.DEVNULL,
