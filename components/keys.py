@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from components import kernels
 from components.onfs_wire import encode_keys
+from components.scratch import scratch
 from components.wire import field_head
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
@@ -167,14 +167,13 @@ class _AskedKeys(_ListedKeys):
         index = np.empty(rows, np.int32)
         first = np.empty(rows, np.int32)
         ends = np.empty(rows // batch + 2, np.int64)
-        scratch = _scratch
         table = scratch.table(rows)
         while True:
             out = scratch.out
             count = kernels.ask_keys(heap, starts, sizes, batch, table, index, first, out, ends)
             if count != kernels.NO_ROOM:
                 break
-            scratch.grow()
+            scratch.grow_out()
         if count < 0:
             return None
         batches = []
@@ -187,27 +186,6 @@ class _AskedKeys(_ListedKeys):
 
     def batches(self, size: int) -> list[tuple[Rows, bytes]]:
         return self._batches
-
-
-class _Scratch(threading.local):
-    """Memory that a kernel needs during one call, kept between calls; each thread has its own."""
-
-    def __init__(self) -> None:
-        self.out = np.empty(1 << 16, np.uint8)
-        self._table = np.empty(1 << 12, np.int32)
-
-    def table(self, rows: int) -> Rows:
-        """A hash table for so many rows: a power of two of places, half of them empty at least."""
-        places = 1 << max(2 * rows - 1, 1).bit_length()
-        if places > len(self._table):
-            self._table = np.empty(places, np.int32)
-        return self._table[:places]
-
-    def grow(self) -> None:
-        self.out = np.empty(2 * len(self.out), np.uint8)
-
-
-_scratch = _Scratch()
 
 
 def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> tuple[Bytes, npt.NDArray[np.int64], Rows]:

@@ -169,5 +169,6 @@ class Numerix:
     def _put(self, block: CellBlock, rows: slice, scores: Floats) -> None:
         kind = self.score.data_type
         values = np.ascontiguousarray(numbers.convert(scores, DataType.FP32, kind))
-        block.cells[rows, 0] = values.view(np.uint8).reshape(len(values), -1)
+        width = block.width  # the block has this one column, so its rows lie side by side
+        block.flat[rows.start * width : rows.stop * width] = values.view(np.uint8)
         block.states[rows, 0] = VALUE

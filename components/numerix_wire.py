@@ -13,6 +13,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from components import kernels
+from components.scratch import scratch
 from components.wire import WireError, field_head
 from proto import numerix_pb2
 from shared.shm_matrix import TextColumn
@@ -22,8 +23,6 @@ __all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
 Floats = npt.NDArray[np.float32]
 
 ENTITY_SCORE_DATA = 0x0A  # field 1 of the request, length-delimited
-ROW_OVERHEAD = 24  # bytes of a row's heads, at most
-NO_TEXT = np.zeros(1, np.int64), np.zeros(1, np.int32)
 
 
 class ComputeCodec:
@@ -42,12 +41,15 @@ class ComputeCodec:
         if self._reference:
             texts = ids.texts(np.arange(rows.start, rows.stop, dtype=np.int32))
             return (encode_compute(self._schema, self._compute_id, texts, values[rows]),)
-        sizes = ids.sizes if ids.constant else ids.sizes[rows]
-        longest = int(sizes.max()) if len(sizes) else 0
-        out = np.empty((rows.stop - rows.start) * (longest + 6 * values.shape[1] + ROW_OVERHEAD), np.uint8)
-        size = kernels.encode_compute_rows(
-            ids.heap, ids.starts, ids.sizes, 0 if ids.constant else 1, values, rows.start, rows.stop, out
-        )
+        step = 0 if ids.constant else 1
+        while True:
+            out = scratch.out
+            size = kernels.encode_compute_rows(
+                ids.heap, ids.starts, ids.sizes, step, values, rows.start, rows.stop, out
+            )
+            if size != kernels.NO_ROOM:
+                break
+            scratch.grow_out()
         assert size >= 0, size
         length = len(self._head) + size + len(self._tail)
         return field_head(ENTITY_SCORE_DATA, length), self._head, out[:size].tobytes(), self._tail

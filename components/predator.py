@@ -8,6 +8,7 @@ model in a request without slates is called over all rows, as its servers are us
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -187,10 +188,14 @@ class Predator:
         roll = random.randint(1, 100)
         return next(route for route in self.routes if roll <= route.upto)
 
+    @functools.cached_property
+    def _wanted(self) -> tuple[tuple[str, DataType], ...]:
+        return tuple((output.name, output.data_type) for output in self.outputs)
+
     def _answer(self, reply: Reply) -> list[bytes]:
         if reply.status:
             raise WireError(cause(reply))
-        return decode_outputs(reply.body, [(output.name, output.data_type) for output in self.outputs])
+        return decode_outputs(reply.body, self._wanted)
 
 
 def _body(route: ModelRoute, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:

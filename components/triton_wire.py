@@ -61,13 +61,15 @@ def decode_outputs(body: bytes, wanted: Sequence[tuple[str, DataType]]) -> list[
         response = triton_pb2.ModelInferResponse.FromString(body)
     except DecodeError as error:
         raise WireError("the answer is no ModelInferResponse") from error
-    place = {output.name: number for number, output in enumerate(response.outputs)}
+    outputs = response.outputs
     out = []
-    for name, kind in wanted:
-        number = place.get(name)
-        if number is None:
-            raise WireError(f"the model answered no output {name!r}, but {sorted(place)}")
-        output = response.outputs[number]
+    for number, (name, kind) in enumerate(wanted):
+        if number >= len(outputs) or outputs[number].name != name:  # usually in the order asked for
+            names = [output.name for output in outputs]
+            if name not in names:
+                raise WireError(f"the model answered no output {name!r}, but {sorted(names)}")
+            number = names.index(name)
+        output = outputs[number]
         if output.datatype and output.datatype != tensor_name(kind):
             raise WireError(f"output {name!r} is {output.datatype}, the config says {tensor_name(kind)}")
         if number < len(response.raw_output_contents):

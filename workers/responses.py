@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from components import kernels
 from components.columns import byte_values, fallback, texts
+from components.scratch import scratch
 from components.wire import field_head
 from dag.component import Failure, Scoring
 from dag.plan import OutputColumn, Plan
@@ -137,40 +138,34 @@ def _scores(
 
 def _packed_scores(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes | None:
     """The same by kernels; None when a cell needs a closer look."""
-    rows = matrix.rows
-    starts = np.zeros((len(columns), rows), np.int64)
-    sizes = np.zeros((len(columns), rows), np.int32)
-    sources = [_column_room(matrix, column) for column in columns]
-    heap = np.empty(sum(sources), np.uint8)
+    starts = np.zeros((len(columns), matrix.rows), np.int64)
+    sizes = np.zeros((len(columns), matrix.rows), np.int32)
     at = 0
-    for number, column in enumerate(columns):
-        at = _collect(matrix, column, heap, at, starts[number], sizes[number])
-        if at < 0:
+    number = 0
+    while number < len(columns):
+        end = _collect(matrix, columns[number], scratch.heap, at, starts[number], sizes[number])
+        if end == kernels.NO_ROOM:
+            # What was collected so far goes with the old heap: once more from the start, in a larger one.
+            scratch.grow_heap()
+            at = number = 0
+            continue
+        if end < 0:
             return None
-    out = np.empty(at + rows * (6 + 6 * len(columns)), np.uint8)
-    size = kernels.write_scores(tag, heap, starts, sizes, out)
+        at = end
+        number += 1
+    while True:
+        size = kernels.write_scores(tag, scratch.heap, starts, sizes, scratch.out)
+        if size != kernels.NO_ROOM:
+            break
+        scratch.grow_out()
     assert size >= 0, size
-    return out[:size].tobytes()
+    return scratch.out[:size].tobytes()
 
 
 def _text_source(matrix: ShmMatrix, column: OutputColumn) -> TextColumn | None:
     """The texts or raw values that the request brought under this name."""
     typed = matrix.typed[column.source.external]
     return matrix.texts[column.source.external] if typed is None else typed.text
-
-
-def _column_room(matrix: ShmMatrix, column: OutputColumn) -> int:
-    """Bytes that the values of a column take, at most."""
-    byte = column.source.byte
-    if byte is not None:
-        block = matrix.blocks[byte.block]
-        if isinstance(block, CellBlock):
-            return byte.width * matrix.rows
-        return 0 if block is None else int(_row_sizes(block, byte.column, matrix.all_rows).sum())
-    text = _text_source(matrix, column)
-    if text is None:
-        return 0
-    return int(text.sizes[0]) * matrix.rows if text.constant else int(text.sizes.sum())
 
 
 def _row_sizes(block: VarBlock, column: int, rows: Rows) -> Rows:

@@ -1,0 +1,39 @@
+"""Memory that a kernel needs during one call, kept between calls.
+
+Each thread has its own, so nothing here may be held over a yield of a component: what is to last is copied out.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from shared.shm_matrix import Bytes, Rows
+
+__all__ = ["scratch"]
+
+
+class _Scratch(threading.local):
+    """`out` for what a kernel writes, `heap` for what it collects first; both grow when a kernel has no room."""
+
+    def __init__(self) -> None:
+        self.out: Bytes = np.empty(1 << 16, np.uint8)
+        self.heap: Bytes = np.empty(1 << 16, np.uint8)
+        self._table: Rows = np.empty(1 << 12, np.int32)
+
+    def table(self, rows: int) -> Rows:
+        """A hash table for so many rows: a power of two of places, half of them empty at least."""
+        places = 1 << max(2 * rows - 1, 1).bit_length()
+        if places > len(self._table):
+            self._table = np.empty(places, np.int32)
+        return self._table[:places]
+
+    def grow_out(self) -> None:
+        self.out = np.empty(2 * len(self.out), np.uint8)
+
+    def grow_heap(self) -> None:
+        self.heap = np.empty(2 * len(self.heap), np.uint8)
+
+
+scratch = _Scratch()
