@@ -28,19 +28,16 @@ __all__ = ["Endpoint", "EtcdClient", "EtcdError", "EtcdTls", "Found", "Snapshot"
 DEFAULT_PORT: Final = 2379
 TIMEOUT: Final = 5.0
 """Seconds for one call, connecting included; also for what a live server says at once in a watch."""
+KEEPALIVE: Final = 10.0
+"""Seconds between pings while a call is on: with the 5 s for the answer, the second line of defence against a
+connection that has silently died. etcd ends connections that ping more often than every 5 s."""
 
 _MAX_MESSAGE: Final = 64 << 20  # bytes; etcd takes values of 1.5 MB unless it is told otherwise
-_PAGE_BYTES: Final = (
-    4 << 20
-)  # what a page of a long range should have: two or three calls a second on a slow link
+_PAGE_BYTES: Final = 4 << 20  # what a page of a long range should have: a second on a slow link
 _FIRST_PAGE: Final = 16  # keys; how long values are is not known yet
 _MAX_PAGE: Final = 5000  # keys; also of a page without values
 
 _OPTIONS: Final = (
-    # etcd ends connections that ping more often than every 5 s. Pings are the second line of defence: they
-    # find a dead connection in 15 s, also in the middle of a long answer.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A new channel must be a new connection, not one that another channel has.
@@ -163,14 +160,15 @@ class EtcdClient:
         *,
         failover: bool = True,
         timeout: float = TIMEOUT,
+        keepalive: float = KEEPALIVE,
         max_message: int = _MAX_MESSAGE,
     ) -> None:
         """`endpoints` as Endpoint.parse reads them, tried in their order. An empty `username`: no log-in.
 
         With `tls`, endpoints without a scheme use it too. With `failover`, a call that fails goes on to the
         next endpoint by itself; otherwise it is the caller who decides, and calls `rotate`. `timeout` in
-        seconds for one call; `max_message` in bytes, the longest answer that is taken. Raises ValueError for
-        endpoints that cannot be used.
+        seconds for one call, `keepalive` in seconds between pings; `max_message` in bytes, the longest answer
+        that is taken. Raises ValueError for endpoints that cannot be used.
         """
         if not endpoints:
             raise ValueError("etcd: no endpoint is given")
@@ -181,7 +179,12 @@ class EtcdClient:
         self._token: str | None = None
         self._tls = tls or EtcdTls()
         self._timeout = timeout
-        self._options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message))
+        self._options = (
+            *_OPTIONS,
+            ("grpc.keepalive_time_ms", int(1000 * keepalive)),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.max_receive_message_length", max_message),
+        )
         self._channel: grpc.aio.Channel | None = None
 
     @classmethod

@@ -24,6 +24,7 @@ class FaultProxy:
         self.port = 0
         self.accepted = 0
         """Connections so far."""
+        self._accepted_more = asyncio.Condition()
 
     def __repr__(self) -> str:
         return (
@@ -38,6 +39,11 @@ class FaultProxy:
         """Accepts connections; always at the same port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    async def until_accepted(self, connections: int) -> None:
+        """Returns when there have been that many connections."""
+        async with self._accepted_more:
+            await self._accepted_more.wait_for(lambda: self.accepted >= connections)
 
     def cut(self) -> None:
         """Resets every connection; new ones are welcome."""
@@ -68,7 +74,9 @@ class FaultProxy:
         await asyncio.gather(*self._pumps)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
+        async with self._accepted_more:
+            self.accepted += 1
+            self._accepted_more.notify_all()
         try:
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:

@@ -232,6 +232,26 @@ def test_another_ones_write_is_not_taken_for_our_own(etcd: EtcdServer) -> None:
     run(story())
 
 
+def test_a_call_that_another_one_cuts_short_is_an_error_not_a_cancellation(etcd: EtcdServer) -> None:
+    async def story() -> None:
+        async with proxy(etcd.port) as network:
+            network.muted = True
+            one = EtcdClient([network.address])
+            asking = asyncio.create_task(one.get(KEY))
+            await network.until_accepted(1)
+            await one.rotate()
+            with pytest.raises(EtcdError, match="given up"):
+                await asking
+            asking = asyncio.create_task(one.get(KEY))
+            await network.until_accepted(2)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            await one.close()
+
+    run(story())
+
+
 # ---------------------------------------------------------------- watches
 
 
@@ -310,8 +330,8 @@ def code(text: str) -> str:
 
 @pytest.fixture
 def guarded() -> Iterator[EtcdServer]:
-    """An etcd with a user `pod` who may read and write /a/ only, and tokens that live for a second or two."""
-    with EtcdServer("--auth-token-ttl", "1") as server:
+    """An etcd with a user `pod` who may read and write /a/ only."""
+    with EtcdServer() as server:
         server.start()
         for role in ("root", "reader"):
             server.call("auth/role/add", name=role)
@@ -327,16 +347,38 @@ def guarded() -> Iterator[EtcdServer]:
         yield server
 
 
+def outdate(one: EtcdClient) -> None:
+    """Its next call shows a token that etcd does not know, as after five minutes without a call."""
+    one._token = "expired.1"
+
+
 def test_users_log_in_and_again_when_their_token_is_gone(guarded: EtcdServer) -> None:
     async def story() -> None:
         one = EtcdClient([guarded.address], "pod", "secret")
         assert await one.put_if("/a/1", b"1", 0)
-        await one.close()
-        await asyncio.to_thread(guarded.kill)  # tokens are in its memory only
-        await asyncio.to_thread(guarded.start)
+        outdate(one)
         assert await one.range("/a/") == {"/a/1": Found(b"1", 2)}
         with pytest.raises(EtcdError, match="PERMISSION_DENIED"):
             await one.get("/b/1")
+        await one.close()
+
+    run(story())
+
+
+def test_a_watch_with_a_token_that_is_gone_fails_once(guarded: EtcdServer) -> None:
+    async def story() -> None:
+        one = EtcdClient([guarded.address], "pod", "secret")
+        outdate(one)
+        outdated = await one.watch()
+        await outdated.add("/a/", 1)
+        with pytest.raises(EtcdError):
+            await outdated.receive(5)
+        outdated.cancel()
+        fresh = await one.watch()
+        await fresh.add("/a/", 1)
+        assert await fresh.receive(5) is not None
+        assert fresh.settled
+        fresh.cancel()
         await one.close()
 
     run(story())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.etcd import EtcdClient
+from sidecar.etcd import EtcdClient, WatchStream
 from sidecar.etcd_keys import EtcdKeys
 from sidecar.etcd_source import FIRST_PAUSE, LAST_PAUSE, EtcdSource
 from sidecar.source import NotReadYetError, SourceError
@@ -24,8 +24,9 @@ A, B = KEYS.place("config-map/a"), KEYS.place("config-map/b")
 
 @contextlib.asynccontextmanager
 async def source(*addresses: str, user: str = "", **more: Any) -> AsyncIterator[EtcdSource]:
-    """A source of these endpoints, closed at the end. Silence is noticed within 0.4 s."""
-    client = EtcdClient(addresses, user, "secret" if user else "", failover=False, timeout=1)
+    """A source of these endpoints, closed at the end. It notices silence by itself: pings are far too rare."""
+    password = "secret" if user else ""
+    client = EtcdClient(addresses, user, password, failover=False, timeout=1, keepalive=1000)
     one = EtcdSource(client, KEYS, **{"quiet": 0.2, "answer": 0.2, **more})
     try:
         yield one
@@ -156,15 +157,26 @@ def test_silence_that_stays_is_said(etcd: EtcdServer) -> None:
     run(story())
 
 
-def test_a_quiet_watch_is_kept(etcd: EtcdServer) -> None:
+def test_a_quiet_watch_is_asked_for_signs_of_life_and_kept(
+    etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing happens for many times as long as silence is put up with: the connection is still the first."""
+    asked = 0
+    probe = WatchStream.probe
+
+    async def counted(stream: WatchStream) -> None:
+        nonlocal asked
+        asked += 1
+        await probe(stream)
 
     async def story() -> None:
+        monkeypatch.setattr(WatchStream, "probe", counted)
         async with proxy(etcd.port) as network, source(network.address, quiet=0.02) as one:
             await until_held(one, {})
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(one.changed(), 1)
             assert network.accepted == 1
+            assert asked > 1
             assert "live" in repr(one)
 
     run(story())
