@@ -53,6 +53,8 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     service: dict[str, Any] = {}
     revisions: dict[str, int] = {}
     """By key of the config tree: the revision of its source that is served. 0: not known."""
+    rules: str = ""
+    """What the configs were judged by; see `sidecar.rules`."""
 
 
 class Snapshot:

@@ -29,6 +29,7 @@ from components.expression import parse
 from dag.problems import Problem
 from dag.validate import Verdict, bounded_reason, validate
 from shared.snapshot import Head, Snapshot, digest_of
+from sidecar.rules import rules
 from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, Text, Unreadable
 
 __all__ = [
@@ -84,13 +85,17 @@ class Content:
             expressions=dict(self.expressions),
             service=dict(self.service),
             revisions=dict(self.revisions),
+            rules=rules(),
         )
         documents = {name: (document.digest, document.text) for name, document in self.configs.items()}
         return Snapshot.encode(head, documents)
 
     @classmethod
-    def decode(cls, snapshot: bytes) -> tuple[int, Content]:
-        """The version number and the content of an encoded snapshot. Raises ValueError."""
+    def decode(cls, snapshot: bytes) -> tuple[int, Content, bool]:
+        """The version number and the content of an encoded snapshot, and whether it was judged by today's rules.
+
+        Raises ValueError.
+        """
         read = Snapshot.decode(snapshot)
         head = read.head
         documents = {}
@@ -102,7 +107,7 @@ class Content:
         content = cls(
             documents, head.refused, head.kept, head.waiting, head.expressions, head.service, head.revisions
         )
-        return head.version, content
+        return head.version, content, head.rules == rules()
 
     def text(self, key: str) -> bytes:
         """What is served for a key, as a source would hold it. Raises KeyError."""
@@ -210,8 +215,12 @@ def _object(text: Text) -> dict[str, Any]:
 class Catalog:
     """The last good version of everything, and what is wrong with the newest. Belongs to one thread."""
 
-    def __init__(self, last: Content | None = None, *, check_expressions: bool = True) -> None:
+    def __init__(
+        self, last: Content | None = None, *, judged: bool = False, check_expressions: bool = True
+    ) -> None:
         """`last` is what was served before (None: nothing); of it stays what is still good today.
+
+        `judged` is whether `last` has passed the rules of today, so that it need not be judged again.
 
         `check_expressions` is whether numerix components are computed here, so that every compute_id needs
         an expression.
@@ -227,7 +236,9 @@ class Catalog:
         self._needs: _Memory[bytes, tuple[str, ...]] = _Memory()
         self._rejected: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
         self._held: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
-        self.last = self._still_good(last or Content())
+        known = last or Content()
+        self._passed = {name: known.fingerprint(name) for name in known.configs} if judged else {}
+        self.last = replace(known, refused={}, kept={}, waiting={}) if judged else self._still_good(known)
         """What is to be served: the outcome of the last `update`, at first what is good of `last`."""
 
     def __repr__(self) -> str:
@@ -403,12 +414,23 @@ class Catalog:
         return self._verdicts.get((name, text, used), lambda: self._look(name, text, expressions))
 
     def _look(self, name: str, text: Text, expressions: Mapping[str, str]) -> _Found:
+        passed = self._passed_before(name, text, expressions)
+        if passed is not None:
+            return passed, ()
         verdict = judge(name, text, expressions if self.checks_expressions else None)
         if verdict.config is None or isinstance(text, Unreadable):
             return None, tuple(map(str, verdict.errors))
-        compact = orjson.dumps(orjson.loads(text))
-        needs = frozenset(one.compute_id for one in verdict.config.component_config.numerix_components)
-        return Document(compact, digest_of(compact), needs), ()
+        return _document(text), ()
+
+    def _passed_before(self, name: str, text: Text, expressions: Mapping[str, str]) -> Document | None:
+        """The document of a text that is what was judged before this process began, blanks apart."""
+        if name not in self._passed or isinstance(text, Unreadable):
+            return None
+        try:
+            document = _document(text)
+        except ValueError:
+            return None
+        return document if fingerprint(document, expressions) == self._passed[name] else None
 
     def _still_good(self, last: Content) -> Content:
         """What of `last` passes today: it may stem from an older release, with other rules."""
@@ -418,6 +440,12 @@ class Catalog:
             if self._judged(name, document.text, last.expressions)[0] is not None
         }
         return replace(last, configs=good, refused={}, kept={}, waiting={})
+
+
+def _document(text: bytes) -> Document:
+    """The document of a config. Raises ValueError for what is none."""
+    compact = orjson.dumps(orjson.loads(text))
+    return Document(compact, digest_of(compact), frozenset(compute_ids(compact)))
 
 
 class _Resolved(NamedTuple):

@@ -106,8 +106,12 @@ class ConfigSidecar:
         self._state_dir = state_dir
         self.history = self._remembered()
         restored = self._restore()
-        self.catalog = Catalog(restored.content if restored else None, check_expressions=check_expressions)
-        self.activation = Activation(self._still_good(restored), limit=limit)
+        self.catalog = Catalog(
+            restored.version.content if restored else None,
+            judged=restored is not None and restored.judged,
+            check_expressions=check_expressions,
+        )
+        self.activation = Activation(self._still_good(restored.version if restored else None), limit=limit)
         self._peers: dict[int, _Peer] = {}
         self._numbers = itertools.count(1)
         self._memory: dict[int, tuple[int, int]] = {}  # version → (sealed memfd, bytes)
@@ -381,7 +385,7 @@ class ConfigSidecar:
 
     # --- begin and end
 
-    def _restore(self) -> Version | None:
+    def _restore(self) -> state.Saved | None:
         try:
             return state.load(self._state_dir / ACTIVE)
         except (state.SavedError, OSError) as error:

@@ -8,24 +8,33 @@ whole, so a reader or a crash never sees half of it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from shared import snapshot
 from shared.snapshot import SavedError
 from sidecar.activation import Version
 from sidecar.catalog import Content
 
-__all__ = ["SavedError", "load", "save"]
+__all__ = ["Saved", "SavedError", "load", "save"]
 
 
-def load(path: Path) -> Version | None:
+class Saved(NamedTuple):
+    """What was saved, and whether it has passed the rules of this release."""
+
+    version: Version
+    judged: bool
+
+
+def load(path: Path) -> Saved | None:
     """The version that was saved last; None when there is none. Raises SavedError, OSError."""
     data = snapshot.load(path)
     if data is None:
         return None
     try:
-        return Version(*Content.decode(data))
+        number, content, judged = Content.decode(data)
     except ValueError as error:
         raise SavedError(f"{path}: {error}") from error
+    return Saved(Version(number, content), judged)
 
 
 def save(path: Path, version: Version) -> None:

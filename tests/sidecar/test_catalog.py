@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dag.problems import Problem
+from dag.validate import Verdict
 from shared.snapshot import Snapshot, digest_of
+from sidecar import catalog as catalog_module
 from sidecar.catalog import GRACE, Catalog, Content, judge, read_expression, read_service
 from sidecar.source import Text, Unreadable
 from tests.sidecar.texts import BROKEN, REFUSED, config, expression
@@ -217,6 +220,24 @@ def test_expressions_computed_elsewhere_are_not_needed_here() -> None:
 # ---------------------------------------------------------------- the service config
 
 
+def test_what_was_judged_before_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds are all there is to serve what was saved, and some configs take 70 ms each."""
+    texts: Texts = {"config-map/a": config(compute_id="e"), "expression-config/e": expression("x")}
+    last = Catalog().update(texts, 0)
+
+    def refuse(name: str, *_: object) -> Verdict:
+        return Verdict(name, (Problem("", "judged again"),), (), None)
+
+    monkeypatch.setattr(catalog_module, "judge", refuse)
+    catalog = Catalog(last, judged=True)
+    assert catalog.last == last
+    assert catalog.update(texts, 0) == last
+    changed = catalog.update({**texts, "expression-config/e": expression("x x *")}, 10)
+    assert changed.kept == {} and changed.configs == last.configs and changed.expressions == {"e": "x"}
+    assert settled(catalog, {**texts, "config-map/a": config("mrp")}, 20).kept == {"a": "judged again"}
+    assert Catalog(last).last.configs == {}
+
+
 def test_the_service_config_is_passed_on_and_kept_when_broken() -> None:
     catalog = Catalog()
     text = b'{"v2-logging-type": "arrow", "compression-enabled": true, "other": 1}'
@@ -320,7 +341,7 @@ def test_encode_gives_the_snapshot_document() -> None:
     assert head.expressions == {"e": "x"}
     assert head.service == {"predator-hosts": "x"}
     assert repr(content) == "<Content 1 configs, 0 of them kept, 0 waiting, 1 refused, 1 expressions>"
-    assert Content.decode(content.encode(17)) == (17, content)
+    assert Content.decode(content.encode(17)) == (17, content, True)
 
 
 def test_what_a_config_waits_for_keeps_its_old_version_until_it_is_released() -> None:

@@ -10,7 +10,7 @@ from shared import snapshot
 from shared.snapshot import Head, Snapshot
 from sidecar.activation import Version
 from sidecar.catalog import Catalog, Content
-from sidecar.state import SavedError, load, save
+from sidecar.state import Saved, SavedError, load, save
 from tests.sidecar.texts import BROKEN, config, expression
 
 
@@ -27,9 +27,9 @@ def version(number: int = 7) -> Version:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "state" / "active.snapshot"
     save(path, version())
-    assert load(path) == version()
+    assert load(path) == Saved(version(), judged=True)
     save(path, Version(8, Content()))
-    assert load(path) == Version(8, Content())
+    assert load(path) == Saved(Version(8, Content()), judged=True)
     assert [file.name for file in path.parent.iterdir()] == ["active.snapshot"]
 
 
