@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bench.cases import framed
 
-__all__ = ["Load", "LoadError", "Loader", "Pattern", "parse_summary"]
+__all__ = ["Load", "LoadError", "Loader", "Pattern", "Summary", "parse_summary"]
 
 _TOOLS = Path(__file__).resolve().parents[1] / ".tools"
 _SECONDS = 120.0  # after which a load is given up

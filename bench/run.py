@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -250,6 +251,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 def main() -> None:
     """Exits with 1 when something cannot be measured, or is answered wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # end the sitting in order
     try:
         _run(_parser().parse_args())
     except (LoadError, ProfileError, StartError, TableError, WrongAnswerError) as error:

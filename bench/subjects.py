@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
 READY_SECONDS = 300.0  # on a first start the workers compile their kernels
 STOP_SECONDS = 20.0
-_LOG_LINES = 15
+_LOG_LINES, _LOG_WIDTH = 15, 300
 _CPUCLOCK_SCHED = 2  # of the kernel's clock ids: nanoseconds that all threads of a process ran
 _OURS = (
     *("APP_", "DAG_", "ETCD_", "EXTERNAL_SERVICE_", "IN_MEMORY_", "INFERFLOW_", "KAFKA_", "METRIC_"),
@@ -127,7 +127,7 @@ class _Child:
 
     def _failure(self, what: str) -> StartError:
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        return StartError("\n".join([f"{self._name} {what}", *lines]))
+        return StartError("\n".join([f"{self._name} {what}", *(line[:_LOG_WIDTH] for line in lines)]))
 
 
 class Sitting:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.cases import CASES
-from bench.load import Load, LoadError, parse_summary
+from bench.load import Load, LoadError, Summary, parse_summary
 from bench.measure import Measured, Sample, ask, ratio
 from bench.report import Table, TableError, figure, replace_section
 from bench.sampling import hottest
@@ -27,7 +27,7 @@ traffic: 243.85KB (249702) total, 9.81KB (10042) headers (space savings 88.20%),
 
 
 def test_summary_of_h2load() -> None:
-    assert parse_summary(SUMMARY) == (pytest.approx(0.81256), 998, 180000)
+    assert parse_summary(SUMMARY) == Summary(seconds=0.81256, succeeded=998, answer_bytes=180000)
 
 
 def test_no_summary_is_an_error() -> None:
