@@ -29,7 +29,7 @@ import orjson
 from sidecar.source import MAX_DOCUMENT_BYTES
 from sidecar.steering import Steering, SteeringError
 
-__all__ = ["Admin"]
+__all__ = ["ROUTES", "Admin"]
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +131,9 @@ class Admin:
             machine.start_next_cycle()
 
     async def _answer(self, request: _Request) -> tuple[int, dict[str, Any]]:
-        action = _ROUTES.get((request.method, request.path))
+        action = ROUTES.get((request.method, request.path))
         if action is None:
-            known = [method for method, path in _ROUTES if path == request.path]
+            known = [method for method, path in ROUTES if path == request.path]
             reason = f"{request.path}: only {known[0]}" if known else f"no such path: {request.path}"
             return (405 if known else 404), {"error": reason}
         try:
@@ -246,7 +246,7 @@ async def _unpin(steering: Steering, request: _Request) -> dict[str, Any]:
     return steering.unpin(_key(request))
 
 
-_ROUTES: Mapping[tuple[str, str], _Action] = {
+ROUTES: Mapping[tuple[str, str], _Action] = {
     ("GET", "/status"): _status,
     ("GET", "/config"): _overview,
     ("GET", "/config/show"): _show,

@@ -19,7 +19,10 @@ from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, SourceError, Text, Unr
 if TYPE_CHECKING:
     from sidecar.config import ConfigSidecar
 
-__all__ = ["Steering", "SteeringError", "key_of"]
+__all__ = ["STATES", "Steering", "SteeringError", "key_of"]
+
+STATES = ("active", "preparing", "waiting", "late", "kept", "refused", "deleted")
+"""Of the newest version of a key. `kept`: refused, and an older one is served; `late`: not prepared in time."""
 
 
 class SteeringError(Exception):
@@ -223,7 +226,7 @@ class Steering:
         }
 
     def _state(self, key: str) -> str:
-        """refused, kept, waiting, late (not prepared in time), preparing, active, or deleted."""
+        """One of STATES."""
         content = self._content()
         served = key in content.digests
         pending = self._sidecar.activation.pending
