@@ -328,10 +328,12 @@ def code(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-@pytest.fixture
-def guarded() -> Iterator[EtcdServer]:
-    """An etcd with a user `pod` who may read and write /a/ only."""
-    with EtcdServer() as server:
+@pytest.fixture(params=["simple", "jwt"])
+def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EtcdServer]:
+    """An etcd with a user `pod` who may read and write /a/ only, with both kinds of tokens that it knows."""
+    (tmp_path / "key").write_text("a key that is long enough for tests")
+    kinds = {"simple": "simple", "jwt": f"jwt,sign-method=HS256,priv-key={tmp_path}/key"}
+    with EtcdServer("--auth-token", kinds[request.param]) as server:
         server.start()
         for role in ("root", "reader"):
             server.call("auth/role/add", name=role)
