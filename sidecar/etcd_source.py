@@ -153,9 +153,10 @@ class Mirror:
 
     def find(self, key: str) -> Entry | None:
         """Where the text of a key is from; the newest place when it is from several."""
-        own = [
-            one for name, one in self._by_key().items() if name == key or (key == SERVICE and _is_field(name))
-        ]
+        found = self._by_key()
+        if key != SERVICE:
+            return found.get(key)
+        own = [one for name, one in found.items() if name == SERVICE or _is_field(name)]
         return max(own, key=lambda one: one.revision, default=None)
 
     def _by_key(self) -> dict[str, Entry]:
