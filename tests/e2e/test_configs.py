@@ -8,9 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from proto import predict_pb2
 from tests.e2e.asking import POINT, answers, config, failing, score, scores, write_models
 from tests.e2e.pod import Pod, UpstreamProcess
 from tests.frontdoor.process import eventually
+from tests.inprocess import InProcess
 from tests.upstreams import Upstreams
 
 pytestmark = pytest.mark.slow
@@ -122,9 +124,17 @@ def test_a_pod_without_its_directory_serves_what_it_served_before(models: Path) 
 
 
 def test_compatibility_switches_reach_the_workers(models: Path) -> None:
+    """A text where the schema says FP32: refused, unless all feature values are texts."""
+    column = predict_pb2.FeatureSchema(name="weight", data_type=predict_pb2.DataTypeFP32)
+    targets = [predict_pb2.Target(id="a", feature_values=[b"1.5"])]
+    body = predict_pb2.PointWiseRequest(
+        model_config_id="shop", target_input_schema=[column], targets=targets
+    ).SerializeToString()
     with (
         UpstreamProcess(models) as upstreams,
         Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_COMPAT="string-scores,text-features") as pod,
     ):
-        schema = scores(pod.call(POINT, BODY)).target_output_schema
+        schema = scores(pod.call(POINT, body)).target_output_schema
     assert [column.data_type for column in schema] == [14, 4, 14]
+    with InProcess(CONFIGS, Upstreams.load(models)) as service:
+        assert "('weight') has 3 bytes" in service.ask(POINT, body).message

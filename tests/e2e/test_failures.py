@@ -75,6 +75,18 @@ def test_killed_workers_cost_no_client_an_error(upstreams: UpstreamProcess) -> N
     assert sum(delivered) >= 20 * load.answers
 
 
+def test_the_only_worker_is_waited_for(upstreams: UpstreamProcess) -> None:
+    with Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_WAIT_MS="30000") as pod:
+        load = asking(pod, clients=3)
+        try:
+            answered(load, 2)
+            pod.kill("inferflow: worker 0")
+            answered(load, 6)
+        finally:
+            load.stop()
+        assert load.errors == []
+
+
 def ready_workers(pod: Pod) -> list[str]:
     """One line for each time that a front door heard of a ready worker."""
     return [line["message"] for line in pod.logs() if line["message"].endswith(" is READY")]

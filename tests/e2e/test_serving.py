@@ -171,7 +171,7 @@ def test_rows_of_a_failed_call_are_marked_and_others_are_not(upstreams: Upstream
 
 def test_an_upstream_that_dies_and_comes_back(pod: Pod, upstreams: UpstreamProcess) -> None:
     body = score("shop", ["a", "b"])
-    well = pod.call(POINT, body)
+    well, processes = pod.call(POINT, body), pod.processes()
     upstreams.kill()
     try:
         answer = scores(pod.call(POINT, body))
@@ -181,6 +181,7 @@ def test_an_upstream_that_dies_and_comes_back(pod: Pod, upstreams: UpstreamProce
     finally:
         upstreams.start()
     eventually(lambda: pod.call(POINT, body) == well, "the rows are whole again", pod.text)
+    assert pod.processes() == processes, "without a restart"
 
 
 # --- health, reflection, HTTP

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from frontdoor.services import METHODS
+from proto import inferflow_pb2
 from tests.golden.cases import CASES, CONFIG_DIR, CONFIGS, EXPRESSIONS, Case, stories
 from tests.golden.compare import Outcome, problems
 from tests.inprocess import InProcess
-from tests.upstreams import Upstreams
+from tests.upstreams import COMPUTE, Upstreams
 
 CODECS = ("kernels", "reference")
 THREADS = (0, 3)
@@ -65,3 +69,67 @@ def test_with_string_scores_schemas_are_as_recorded(compatible: InProcess, cases
     for case in cases:
         found = problems(case, outcome(compatible, case), string_scores=True)
         assert not found, "\n".join([case.name, case.deviation or case.request_readable, *found])
+
+
+# --- expressions computed in the worker
+
+
+def computed(case: Case) -> dict[str, str]:
+    """The expression components of a case's config: compute_id → its column."""
+    if case.model_config_id not in CONFIGS:
+        return {}
+    components = json.loads(CONFIGS[case.model_config_id])["component_config"].get("numerix_components") or []
+    return {component["compute_id"]: component["score_col"] for component in components}
+
+
+RANKING = "op6_a"
+"""The stand-in ranks values, as nobody else does: the expression service ranks positions."""
+FAILING = "err_a"
+"""The stand-in fails it by its name."""
+COMPUTING = [
+    (name, case)
+    for name, case in CASES.items()
+    if computed(case) and not case.is_open and FAILING not in computed(case)
+]
+
+
+@pytest.fixture(scope="module")
+def computing() -> Iterator[InProcess]:
+    with InProcess(CONFIGS, UPSTREAMS, expressions=EXPRESSIONS, numerix=False) as service:
+        yield service
+
+
+def test_nearly_all_expressions_are_computed_here() -> None:
+    recorded = {compute_id for _, case in COMPUTING for compute_id in computed(case)}
+    assert set(EXPRESSIONS) - recorded == {"addxy_a", "half2_a", FAILING}
+
+
+@pytest.mark.parametrize("case", [case for _, case in COMPUTING], ids=[name for name, _ in COMPUTING])
+def test_expressions_computed_in_the_worker_give_the_recorded_scores(
+    computing: InProcess, case: Case
+) -> None:
+    """Without an expression service: the same answers, and the same calls but those to it."""
+    wanted, got = case.expectation, outcome(computing, case)
+    others = None if wanted.upstream is None else [call for call in wanted.upstream if call.path != COMPUTE]
+    ranked = computed(case).get(RANKING)
+    if ranked is not None and wanted.response is not None:
+        wanted = msgspec.structs.replace(wanted, response=without(case, wanted.response, ranked))
+        got = dataclasses.replace(got, body=without(case, got.body, ranked))
+    alone = msgspec.structs.replace(case, expect=msgspec.structs.replace(wanted, upstream=others))
+    found = problems(alone, got)
+    assert not found, "\n".join([case.name, case.request_readable, *found])
+
+
+def without(case: Case, body: bytes, column: str) -> bytes:
+    """The response with the values of one column empty."""
+    response = case.message_of(body)
+    if isinstance(response, inferflow_pb2.InferflowResponseProto):
+        place = list(response.component_data[0].data).index(column)
+        for row in response.component_data[1:]:
+            row.data[place] = ""
+    else:
+        place = [one.name for one in response.target_output_schema].index(column)
+        for row in response.target_scores:
+            row.output_values[place] = b""
+    emptied: bytes = response.SerializeToString()
+    return emptied
