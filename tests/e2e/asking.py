@@ -34,7 +34,7 @@ RETRIEVE = "/Inferflow/RetrieveModelScore"
 POINT = "/Predict/InferPointWise"
 
 
-def config(model: str = "ranker", *, feature: str = "price", batch_size: int = 1000) -> bytes:
+def config(model: str = "ranker", *, feature: str = "price") -> bytes:
     """A model config. `slow` in the model's name: it takes 300 ms; `fail`: it is down (see tests.upstreams)."""
     column = f"item:fp32_shop:{feature}"
     return json.dumps(
@@ -63,7 +63,7 @@ def config(model: str = "ranker", *, feature: str = "price", batch_size: int = 1
                         "model_name": model,
                         "model_end_point": "127.0.0.1",
                         "deadline": 2000,
-                        "batch_size": batch_size,
+                        "batch_size": 1000,
                         "inputs": [
                             {
                                 "name": "in",

@@ -36,7 +36,6 @@ CONFIGS = {
     "shop": config(),
     "patient": config("slow_ranker"),
     "down": config("fail_ranker"),
-    "half": config(batch_size=2),
 }
 
 
@@ -161,12 +160,13 @@ def test_a_model_that_is_down_is_told_to_retrieve(pod: Pod) -> None:
     assert len(rows.component_data) == 3
 
 
-def test_rows_of_a_failed_call_are_marked_and_others_are_not(upstreams: UpstreamProcess) -> None:
-    """The feature store fails calls with the key `boom`; two keys go into one call."""
-    with Pod(CONFIGS, upstreams=upstreams.port, EXTERNAL_SERVICE_ONFS_FS_BATCH_SIZE="2") as pod:
-        answer = scores(pod.call(POINT, score("half", ["a", "b", "boom", "c", "d"])))
+def test_rows_of_a_failed_call_are_marked_and_others_are_not(pod: Pod) -> None:
+    """The feature store fails calls with the key `boom`; 500 keys go into one call."""
+    ids = [str(number) for number in range(700)]
+    ids[650] = "boom"
+    answer = scores(pod.call(POINT, score("shop", ids)))
     assert answer.request_error == ""
-    assert [one.error for one in answer.target_scores] == ["", "", *["fetch: INTERNAL: boom"] * 2, ""]
+    assert [one.error for one in answer.target_scores] == [""] * 500 + ["fetch: INTERNAL: boom"] * 200
 
 
 def test_an_upstream_that_dies_and_comes_back(pod: Pod, upstreams: UpstreamProcess) -> None:
