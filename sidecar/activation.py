@@ -5,7 +5,7 @@ Events are method calls, and each returns the actions to take; sockets, clocks a
 | version is | on | becomes |
 |---|---|---|
 | – | `publish` of a new content | pending |
-| pending | every connected worker has prepared it | active |
+| pending | every worker that serves has prepared it | active |
 | pending | a worker says that a config which is served now would be lost | dropped (Rejected) |
 | pending | a worker says that a new endpoint of a config which is served now does not answer | dropped (Waits) |
 | pending | the time limit is over | dropped (Overdue), and tried again when those who held it up are done or gone |
@@ -13,8 +13,9 @@ Events are method calls, and each returns the actions to take; sockets, clocks a
 | active | another version becomes active | retired |
 
 What follows from it: a version is active everywhere or nowhere, and nothing becomes active that a worker could not
-prepare. A dead worker holds nothing up. A worker that joins gets the active version first, so that it can serve,
-and then the pending one. A worker prepares one version at a time: one that hangs does not pile up snapshots.
+prepare. A dead worker holds nothing up, and neither does one that has just come and serves nothing yet: it gets
+the active version first, so that it can serve, and then the pending one. A worker prepares one version at a time:
+one that hangs does not pile up snapshots.
 
 Only the first version of all is activated without those who are late: where nothing is served, something is better.
 
@@ -233,9 +234,7 @@ class Activation:
         self._now = now
         if self.pending is None or self.due is None or now < self.due:
             return []
-        late = tuple(
-            worker for worker, state in self._workers.items() if self.pending.number not in state.prepared
-        )
+        late = tuple(worker for worker, state in self._voters() if self.pending.number not in state.prepared)
         if not late:  # nobody is connected: there is time again for those who come
             self.due = now + self.limit
             return []
@@ -302,7 +301,8 @@ class Activation:
             return
         number = self.pending.number
         ready = [worker for worker, state in self._workers.items() if number in state.prepared]
-        if not ready or (len(ready) < len(self._workers) and not self._over):
+        done = all(number in state.prepared for _, state in self._voters())
+        if not ready or not (done or self._over):
             return
         retired, self.active = self.active, self.pending
         self._clear_pending()
@@ -316,6 +316,14 @@ class Activation:
             yield Forget(retired.number)
         for worker in self._workers:
             yield from self._feed(worker)
+
+    def _voters(self) -> list[tuple[int, _Worker]]:
+        """The workers that a pending version waits for: those that serve; all of them while nothing is active."""
+        return [
+            (worker, state)
+            for worker, state in self._workers.items()
+            if self.active is None or state.serving is not None
+        ]
 
     def _release(self, names: Collection[str]) -> Iterator[Action]:
         """Names that no worker waits for any more."""

@@ -94,7 +94,7 @@ class Follower:
             extra={
                 "version": version,
                 "configs": len(prepared.plans),
-                "compiled": len(prepared.compiled),
+                "changed": len(prepared.changed),
                 "waiting": reasons,
             },
         )
@@ -155,7 +155,7 @@ class Follower:
         Returns the configs that are served now and whose new endpoints do not answer: name → target → reason.
         A config that is not served yet waits for nothing: its rows say what is wrong.
         """
-        wanted = {name: self._new_targets(version, name) for name in sorted(version.compiled)}
+        wanted = {name: self._new_targets(version, name) for name in sorted(version.changed)}
         channels = {target: channel for targets in wanted.values() for target, channel in targets.items()}
         active = self._plans.active
         limit = COLD_CONNECT_SECONDS if active is None else CONNECT_SECONDS

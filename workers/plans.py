@@ -39,8 +39,8 @@ class Version:
     expressions: Mapping[str, str]
     waiting: Mapping[str, str]
     """Configs that are served in an older version because a new endpoint does not answer."""
-    compiled: frozenset[str]
-    """Those whose plan is new in this version."""
+    changed: frozenset[str]
+    """Those whose plan is not that of the version that was active when this one was prepared."""
 
 
 Compile = Callable[[str, SnapshotConfig, Mapping[str, str]], Plan]
@@ -95,7 +95,6 @@ class PlanSet:
         head = snapshot.head
         plans: dict[str, Plan] = {}
         refused = dict(head.refused)
-        compiled = set()
         for name, entry in head.configs.items():
             kept = self._unchanged(name, entry.digest, head)
             if kept is not None:
@@ -104,7 +103,6 @@ class PlanSet:
             try:
                 config = SnapshotConfig(entry.digest, snapshot.document(name))
                 plans[name] = compile_plan(name, config, head.expressions)
-                compiled.add(name)
             except CompileError as error:
                 refused[name] = str(error)
                 log.error("config cannot be served", extra={"model_config_id": name, "reason": str(error)})
@@ -113,19 +111,24 @@ class PlanSet:
                 refused[name] = f"could not be compiled: {type(error).__name__}: {error}"
                 log.exception("config could not be compiled", extra={"model_config_id": name})
             yield name
-        version = Version(head.version, plans, refused, head.expressions, head.waiting, frozenset(compiled))
+        served = self.active.plans if self.active is not None else {}
+        changed = frozenset(name for name, plan in plans.items() if served.get(name) is not plan)
+        version = Version(head.version, plans, refused, head.expressions, head.waiting, changed)
         self._prepared[version.number] = version
         return version
 
     def _unchanged(self, name: str, digest: str, head: Head) -> Plan | None:
-        """The active plan of a config, if it would be the same in this version: so are its expressions."""
-        old = self.active
-        plan = old.plans.get(name) if old is not None else None
-        if old is None or plan is None or plan.digest != digest:
-            return None
-        used = {one.compute_id for one in plan.config.component_config.numerix_components}
-        same = all(old.expressions.get(one) == head.expressions.get(one) for one in used)
-        return plan if same else None
+        """A plan that is there and would be the same in this version: its expressions are the same, too.
+
+        It may be of a version that never became active: what a worker compiled in vain is not lost.
+        """
+        for old in (self.active, *self._prepared.values()):
+            plan = old.plans.get(name) if old is not None else None
+            if old is not None and plan is not None and plan.digest == digest:
+                used = {one.compute_id for one in plan.config.component_config.numerix_components}
+                if all(old.expressions.get(one) == head.expressions.get(one) for one in used):
+                    return plan
+        return None
 
     def activate(self, number: int) -> None:
         """Makes a prepared version the active one. Raises KeyError when it was never prepared."""

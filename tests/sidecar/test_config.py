@@ -19,7 +19,8 @@ import pytest
 import uvloop
 
 from shared.config_link import ConfigLink, Outcome
-from shared.frames import Prepared, Subscribe
+from shared.frames import Activate, Notice, Prepared, Subscribe
+from shared.frames import Snapshot as SnapshotFrame
 from shared.rundir import UnixListener
 from shared.snapshot import Snapshot
 from sidecar.config import ConfigSidecar
@@ -306,11 +307,12 @@ def test_a_worker_that_hangs_keeps_a_version_out_until_it_is_gone(run_dir: Path)
         shelf = Shelf({"config-map/a": config()})
         async with sidecar(run_dir, shelf, limit=0.05) as path:
             worker = await Worker(path).until_serving(a="configs")
-            # It subscribes, and then never answers.
-            _, hanging = await asyncio.open_unix_connection(str(path))
-            hanging.write(Subscribe(1, os.getpid()).encode())
-            await hanging.drain()
             before = worker.link.version
+            # It serves, and then never answers.
+            reader, hanging = await asyncio.open_unix_connection(str(path))
+            hanging.write(Subscribe(1, os.getpid()).encode() + Prepared(before, {}).encode())
+            told = (Notice(""), SnapshotFrame(before, 0), Activate(before))
+            await reader.readexactly(sum(len(frame.encode()) for frame in told))
             shelf.put_all({"config-map/a": config(), "config-map/b": config()})
             await worker.until(lambda worker: len(worker.snapshots) == 2)
             await asyncio.sleep(0.2)

@@ -133,6 +133,20 @@ def test_only_what_changed_is_compiled(tell: Callable[[Story], None]) -> None:
     tell(story)
 
 
+def test_what_was_compiled_for_a_version_that_never_became_active_is_used_again(
+    tell: Callable[[Story], None],
+) -> None:
+    """A worker that takes long for its first version must not begin from the start with each change."""
+
+    async def story(world: World) -> None:
+        texts: dict[str, Text] = {"config-map/a": world.at(world.port), "config-map/b": world.at(world.port)}
+        await world.prepare(texts)
+        await world.serve({**texts, "config-map/b": world.at(world.port, "mrp")})
+        assert world.compiled == ["b"]
+
+    tell(story)
+
+
 def test_a_mistake_in_compiling_costs_that_config_only(tell: Callable[[Story], None]) -> None:
     async def story(world: World) -> None:
         world.fail_on = "a"
