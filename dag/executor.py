@@ -189,8 +189,10 @@ class Execution:
 
     def _finish(self) -> None:
         self.over = True
-        self._on_done(self)
-        self._rest()
+        try:
+            self._on_done(self)
+        finally:
+            self._rest()
 
     def _cancel_calls(self) -> None:
         for pending in self._calls.values():
@@ -260,9 +262,13 @@ class Executor:
     def _drain(self) -> None:
         # The flag falls first: an outcome appended after the last popleft wakes the loop again.
         self._waking = False
-        while self._outcomes:
-            execution, number, calls, error = self._outcomes.popleft()
-            execution.stepped(number, calls, error)
+        try:
+            while self._outcomes:
+                execution, number, calls, error = self._outcomes.popleft()
+                execution.stepped(number, calls, error)
+        finally:
+            if self._outcomes:  # an answer that could not be given must not hold back other requests
+                self.loop.call_soon(self._drain)
 
     def __repr__(self) -> str:
         return f"<Executor {len(self.threads)} threads, {self._jobs.qsize()} jobs waiting>"
