@@ -515,9 +515,10 @@ class ClientConnection(Http2Connection):
 
     def _stream_failed(self, call: ClientCall, event: StreamClosed) -> None:
         code = event.error_code
-        if event.local_error is not None:
+        if event.local_error is not None and not self._draining:
             call.finish(Reply(Status.INTERNAL, f"request could not be sent: {event.local_error}"))
-        elif code == ErrorCode.REFUSED_STREAM:
+        elif code == ErrorCode.REFUSED_STREAM or event.local_error is not None:
+            # The second: a GOAWAY came between the start of the call and the end of the loop's turn.
             self._listener.retry(call, Reply(Status.UNAVAILABLE, "refused by the peer", retriable=True))
         else:
             call.finish(Reply(status_of_reset(code), f"stream reset by the peer: {error_name(code)}"))

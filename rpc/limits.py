@@ -49,10 +49,10 @@ class Limits:
     glitches: Rate = Rate(burst=500, per_second=50)
     """Frames that are wrong or suspicious, as the codec counts them (closes)."""
     control_frames: Rate = Rate(burst=200, per_second=20)
-    """PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames (closes). Each call pays for a few more, as
-    gRPC clients measure the bandwidth with pings."""
+    """PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames (closes). Each call pays for two more, as gRPC
+    clients measure the bandwidth with pings."""
     window_updates: Rate = Rate(burst=2_000, per_second=1_000)
-    """WINDOW_UPDATE frames (closes). Each call and each 4 KiB sent pay for one more."""
+    """WINDOW_UPDATE frames (closes). Each call pays for eight more, each KiB sent for one."""
 
     preface_seconds: float = 10.0
     """From accept to the first complete bytes of HTTP/2 or an HTTP/1.1 request head (closes)."""

@@ -58,7 +58,9 @@ _GRPC: Final = b"application/grpc"
 _IDENTITY: Final = b"identity"
 _FIELD_OVERHEAD: Final = 32  # what a header field costs besides its bytes, RFC 9113 section 6.5.2
 _LEAST_WINDOW: Final = 65_535  # RFC 9113 section 6.9.2
-_BYTES_PER_WINDOW_UPDATE: Final = 4096
+_WINDOW_UPDATES_PER_CALL: Final = 8  # grpcio sends two or more, whatever the size of the answer
+_BYTES_PER_WINDOW_UPDATE: Final = 1024
+_CONTROL_FRAMES_PER_CALL: Final = 2
 _DRAIN_PING: Final = b"draining"
 _AGE_SPREAD: Final = 0.1  # connections opened together must not end together
 
@@ -174,7 +176,9 @@ class ServerConnection(Http2Connection):
     def _on_other(self, event: Event) -> None:
         match event:
             case WindowUpdated():
-                earned = self._opened + self._sent_bytes // _BYTES_PER_WINDOW_UPDATE
+                earned = (
+                    self._opened * _WINDOW_UPDATES_PER_CALL + self._sent_bytes // _BYTES_PER_WINDOW_UPDATE
+                )
                 if not self._window_updates.take(self._received_at, earned):
                     self._close_for("window_updates", "too many WINDOW_UPDATE frames")
             case TrailersReceived():
@@ -195,7 +199,7 @@ class ServerConnection(Http2Connection):
                 self._charge_control()
 
     def _charge_control(self) -> None:
-        if not self._control.take(self._received_at, self._opened):
+        if not self._control.take(self._received_at, self._opened * _CONTROL_FRAMES_PER_CALL):
             self._close_for("control_frames", "too many PING, SETTINGS, PRIORITY or empty DATA frames")
 
     def _count_codec_limit(self, code: int) -> None:

@@ -48,6 +48,19 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
+@contextlib.asynccontextmanager
+async def listening(server: Server) -> AsyncIterator[str]:
+    """Has `server` listen on TCP and yields the target; closes it also when the test fails.
+
+    (What a failed test leaves open is warned of when uvloop closes; as warnings are errors, that would hang.)
+    """
+    port = await server.listen_tcp("127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.close()
+
+
 # -- handlers ----------------------------------------------------------------------------------------------
 
 

@@ -670,6 +670,42 @@ def test_calls_above_the_last_stream_of_a_goaway_go_elsewhere() -> None:
     run(main)
 
 
+def test_calls_that_cross_a_goaway_go_elsewhere() -> None:
+    """They are in the codec when the GOAWAY comes, in the same turn of the loop."""
+
+    async def main() -> None:
+        good = full(message(b"good"), OK)
+        channel, servers = scripted(good, good, good)
+        assert await channel.unary(ECHO, b"") == b"good"
+        servers[0].codec.send_goaway(0)
+        servers[0].transport.write(servers[0].codec.data_to_send())
+        replies: list[Reply] = []
+        asyncio.get_running_loop().call_soon(
+            lambda: [channel.start(channel.method(ECHO), b"", 5.0, replies.append) for _ in range(2)]
+        )
+        await settle()
+        assert [reply.body for reply in replies] == [b"good", b"good"]
+        assert len(servers) == 2
+        await channel.close()
+
+    run(main)
+
+
+def test_a_request_that_is_too_large_to_be_sent() -> None:
+    async def main() -> None:
+        good = full(message(b"good"), OK)
+        channel, servers = scripted(good)
+        with pytest.raises(
+            RpcError, match="INTERNAL: request could not be sent: outbound header block exceeds"
+        ):
+            await channel.unary(ECHO, b"", metadata=[(b"large", b"x" * 100_000)])
+        assert await channel.unary(ECHO, b"") == b"good"
+        assert len(servers) == 1
+        await channel.close()
+
+    run(main)
+
+
 def test_what_a_request_looks_like() -> None:
     async def main() -> None:
         channel, servers = scripted(full(message(b""), OK), full(message(b""), OK))

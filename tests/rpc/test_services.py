@@ -18,16 +18,15 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from rpc.health import SERVICE, Health
 from rpc.reflection import Reflection
 from rpc.server import Server
-from tests.rpc.support import PATIENCE, run, until
+from tests.rpc.support import PATIENCE, listening, run, until
 
 Serving = health_pb2.HealthCheckResponse
 
 
 def with_server(server: Server, test: Callable[[str], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
-        port = await server.listen_tcp("127.0.0.1", 0)
-        await test(f"127.0.0.1:{port}")
-        await server.close()
+        async with listening(server) as target:
+            await test(target)
         assert server.stats.streams == 0
 
     run(main, virtual=False)
