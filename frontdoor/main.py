@@ -147,9 +147,7 @@ async def _run(settings: Settings) -> None:
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await serve(settings, stop)
-    # Closing the loop takes the handlers away, and one more signal (of a supervisor that ends too) would then
-    # turn a clean exit into a killed process.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    process.ignore_stops(loop, _STOP_SIGNALS)
 
 
 def main() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import gc
 import math
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import setproctitle
 
-__all__ = ["ParentGoneError", "cores", "die_with_parent", "name", "pin", "settle"]
+__all__ = ["ParentGoneError", "cores", "die_with_parent", "ignore_stops", "name", "pin", "settle"]
 
 _PR_SET_PDEATHSIG = 1
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -79,3 +81,15 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+
+
+def ignore_stops(loop: asyncio.AbstractEventLoop, signals: Iterable[signal.Signals]) -> None:
+    """Make this process deaf to further stop signals, for the rest of its way out.
+
+    Closing a loop gives its signals back their default action, and one more signal (of a supervisor that ends
+    too, or of an impatient caller) would then turn a clean exit into a killed process. Blocking them is not
+    enough: a signal for the process goes to any thread that does not block it.
+    """
+    for number in signals:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)

@@ -55,6 +55,8 @@ from sidecar.steering import Steering
 
 __all__ = ["ConfigSidecar", "main"]
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 log = logging.getLogger(__name__)
 
 SOCKET = "config.sock"
@@ -424,7 +426,7 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     logs.log_loop_errors(loop)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     async with opened(settings) as source:
         sidecar = ConfigSidecar(
@@ -441,6 +443,7 @@ async def _serve(settings: Settings) -> None:
             await sidecar.run(stop)
         finally:
             await admin.close()
+    process.ignore_stops(loop, STOP_SIGNALS)
     log.info("config sidecar stopped")
 
 

@@ -37,6 +37,8 @@ __all__ = ["Worker", "main"]
 
 log = logging.getLogger(__name__)
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Worker:
     """Everything that one worker process owns."""
@@ -143,10 +145,11 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     logs.log_loop_errors(loop)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     worker = Worker(settings, loop)
     await worker.run(stop)
+    process.ignore_stops(loop, STOP_SIGNALS)
 
 
 def main() -> None:
