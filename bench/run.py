@@ -36,6 +36,7 @@ HEADER = (
     *("case", "targets", "service µs", "front door", "worker", "floor µs", "peer µs", "ratio", "(from – to)"),
     *("requests/s", "p50 ms", "p99 ms", "alone p50", "alone p99"),
 )
+THREADS_HEADER = ("width", "targets", "threads", "CPU µs", "ratio", "requests/s", "p50 ms", "alone p50")
 
 
 class Result(NamedTuple):
@@ -118,24 +119,27 @@ def compare_threads(sitting: Sitting, options: Options, counts: Sequence[int]) -
             busy = take_turns(options.loader, jobs, BUSY, options.plan)
             single = take_turns(options.loader, jobs, SINGLE, options.plan)
             results.append(Result(case, targets, busy, single))
-            options.console.print(" ".join(_thread_row(results[-1], counts)), highlight=False)
+            for row in _thread_rows(results[-1]):
+                options.console.print(" ".join(row), highlight=False)
     return results
 
 
-def _thread_row(result: Result, counts: Sequence[int]) -> list[str]:
-    row = [result.case.name.removeprefix("width"), str(result.targets)]
-    for count in map(str, counts):
-        row += [
-            figure(result.busy[count].median(lambda sample: sample.total)),
-            figure(result.busy[count].median(lambda sample: sample.per_second)),
-            figure(result.single[count].median(lambda sample: sample.p50)),
+def _thread_rows(result: Result) -> list[list[str]]:
+    """One row for each number of threads; ratios are to the first number."""
+    first = next(iter(result.busy.values()))
+    return [
+        [
+            result.case.name.removeprefix("width"),
+            str(result.targets),
+            threads,
+            figure(busy.median(lambda sample: sample.total)),
+            f"{statistics.median(ratio(busy, first)):.2f}",
+            figure(busy.median(lambda sample: sample.per_second)),
+            figure(busy.median(lambda sample: sample.p50)),
+            figure(result.single[threads].median(lambda sample: sample.p50)),
         ]
-    return row
-
-
-def _thread_header(counts: Sequence[int]) -> list[str]:
-    units = ("CPU µs", "requests/s", "alone p50 ms")
-    return ["width", "targets", *(f"{unit}, {count} threads" for count in counts for unit in units)]
+        for threads, busy in result.busy.items()
+    ]
 
 
 # ---------------------------------------------------------------- the command
@@ -203,8 +207,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.threads:
             section = "executor threads"
             results = compare_threads(sitting, options, arguments.threads)
-            rows = [_thread_row(result, arguments.threads) for result in results]
-            table = Table("Executor threads", _thread_header(arguments.threads), rows)
+            rows = [row for result in results for row in _thread_rows(result)]
+            table = Table("Executor threads", THREADS_HEADER, rows)
         else:
             section = "cases"
             results = compare(sitting, options)

@@ -1,6 +1,6 @@
 """Where a worker's microseconds go: one worker's service in this process, without sockets.
 
-    python -m bench.stages [--cases NAMES] [--targets NUMBERS]
+    python -m bench.stages [--cases NAMES] [--targets NUMBERS] [--docs PAGE]
 
 Upstream calls are answered at once from memory, and the time that takes is not counted: what is left is the work
 on the request itself. What a worker of `bench.run` needs beyond it is transport: HTTP/2 to the upstreams, frames
@@ -16,13 +16,14 @@ import json
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from bench.cases import CASES, CONFIGS, EXPRESSIONS, TARGETS, Case
 from bench.expected import WrongAnswerError, check
-from bench.report import Table, figure
+from bench.report import Table, figure, machine, replace_section
 from bench.upstreams import COMPUTE, FETCH, INFER, Memory
 from components.cache import FeatureCache
 from components.compile import Bounds, compile_plan
@@ -246,12 +247,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.stages", description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="comma list (all)")
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="comma list")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="replace the table in this page")
     arguments = parser.parse_args()
     cases = [CASES[name] for name in arguments.cases.split(",")]
     sizes = [int(number) for number in arguments.targets.split(",")]
     worker = Worker()
     rows = [_row(case, size, worker.measure(case, size)) for case in cases for size in sizes]
-    Table("A request in the worker, without sockets", HEADER, rows).show(Console())
+    table = Table("A request in the worker, without sockets", HEADER, rows)
+    table.show(Console())
+    if arguments.docs is not None:
+        replace_section(arguments.docs, "stages", f"{table.markdown()}\n\n{machine()}.")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_a_section_of_a_page_is_replaced(tmp_path: Path) -> None:
 def test_the_page_has_the_sections() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
     text = page.read_text()
-    for section in ("cases", "executor threads"):
+    for section in ("cases", "stages", "executor threads"):
         assert text.count(f"<!-- {section} -->") == text.count(f"<!-- /{section} -->") == 1
 
 
