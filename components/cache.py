@@ -10,7 +10,7 @@ from cachetools import TLRUCache
 
 __all__ = ["FeatureCache"]
 
-Entry = tuple[bytes, float]  # record, seconds to live
+Entry = tuple[bytes, float, int]  # record, seconds to live, bytes that it takes
 
 ENTRY_OVERHEAD = 600  # bytes that Python and the cache need for an entry besides its key and record, measured
 
@@ -26,7 +26,10 @@ class FeatureCache:
         self.misses = 0
         self._lock = threading.Lock()  # an unlocked cachetools cache breaks for ever
         self._cache: TLRUCache[bytes, Entry] = TLRUCache(
-            maxsize=capacity, ttu=lambda _key, entry, now: now + entry[1], timer=clock, getsizeof=_size
+            maxsize=capacity,
+            ttu=lambda _key, entry, now: now + entry[1],
+            timer=clock,
+            getsizeof=lambda entry: entry[2],
         )
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -42,16 +45,12 @@ class FeatureCache:
         """Keeps the record of each key for `ttl` seconds."""
         with self._lock:
             for key, record in items:
-                entry = (record, ttl)
-                if _size(entry) <= self._cache.maxsize:
-                    self._cache[key] = entry
+                size = ENTRY_OVERHEAD + len(key) + len(record)
+                if size <= self._cache.maxsize:
+                    self._cache[key] = (record, ttl, size)
 
     def __repr__(self) -> str:
         return (
             f"<FeatureCache {len(self._cache)} entries, {self._cache.currsize} of {self._cache.maxsize} bytes, "
             f"{self.hits} hits, {self.misses} misses>"
         )
-
-
-def _size(entry: Entry) -> int:
-    return ENTRY_OVERHEAD + len(entry[0])
