@@ -15,7 +15,7 @@ import numpy as np
 from components.cache import FeatureCache
 from components.columns import text_of
 from components.fetched import FetchedLayout, Lines
-from components.keys import Keys, distinct_keys, encoded_batches
+from components.keys import Keys, distinct_keys, encoded_batches, key_texts
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn
@@ -41,6 +41,14 @@ class CacheRule:
     cache: FeatureCache
     prefix: bytes
     ttl: float
+
+    def name(self, parts: Sequence[bytes]) -> bytes:
+        """The name of a row's entry. Lengths keep (`a|b`, `c`) and (`a`, `b|c`) apart."""
+        return b"%b%b|%b" % (
+            self.prefix,
+            b"|".join(parts),
+            b",".join(b"%d" % len(part) for part in parts[:-1]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Feature:
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
-        asked, hits = self._look_up(keys)
+        asked, hits = self._look_up(scoring, keys)
         answered: list[tuple[bytes, Rows]] = []
         if asked:
             endpoint, head, timeout = self.endpoint, self.head, self.timeout
@@ -100,22 +108,37 @@ class Feature:
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause)
 
-    def _look_up(self, keys: Keys) -> tuple[list[tuple[Rows, bytes]], list[tuple[int, bytes]]]:
+    def _look_up(
+        self, scoring: Scoring, keys: Keys
+    ) -> tuple[list[tuple[Rows, bytes]], list[tuple[int, bytes]]]:
         """The keys that are to be fetched, in encoded batches; (line, record) of those that the cache has."""
         if (rule := self.caching) is None:
-            return keys.batches(self.batch_size), []
-        names = [rule.prefix + b"|".join(keys.parts(key)) for key in range(keys.count)]
+            return self._batches(scoring, keys, None), []
+        names = [rule.name(keys.parts(key)) for key in range(keys.count)]
         found = rule.cache.get_many(names)
         missing = [line for line, record in enumerate(found) if record is None]
         hits = [(line, record) for line, record in enumerate(found) if record is not None]
-        return encoded_batches(keys, np.array(missing, np.int32), self.batch_size), hits
+        return self._batches(scoring, keys, np.array(missing, np.int32)), hits
+
+    def _batches(self, scoring: Scoring, keys: Keys, wanted: Rows | None) -> list[tuple[Rows, bytes]]:
+        """The wanted keys (None: all) in encoded batches; those that no query can carry mark their rows."""
+        size = self.batch_size
+        try:
+            return keys.batches(size) if wanted is None else encoded_batches(keys, wanted, size)
+        except WireError:
+            good = []
+            for key in range(keys.count) if wanted is None else wanted.tolist():
+                bad = next((part for part in keys.parts(key) if not _is_text(part)), None)
+                if bad is None:
+                    good.append(key)
+                else:
+                    self._fail_keys(scoring, keys, np.array([key], np.int32), f"a key is not UTF-8: {bad!r}")
+            return encoded_batches(keys, np.array(good, np.int32), size)
 
     def _remember(self, rule: CacheRule, keys: Keys, lines: Lines, batch: Rows) -> None:
         """Caches what was fetched; a key without a first value is asked for again next time."""
         fetched = [line for line in batch.tolist() if lines.has_first(line)]
-        rule.cache.put_many(
-            ((rule.prefix + b"|".join(keys.parts(line)), lines.pack(line)) for line in fetched), rule.ttl
-        )
+        rule.cache.put_many(((rule.name(keys.parts(line)), lines.pack(line)) for line in fetched), rule.ttl)
 
     def _mark_gaps(self, scoring: Scoring, keys: Keys) -> None:
         """Rows with an empty key part are not sent upstream; they say why."""
@@ -134,7 +157,7 @@ class Feature:
         assert block is not None
         assert block.index is not None
         place = derived.column.column
-        if isinstance(block, VarBlock) and derived.column.data_type is DataType.STRING:
+        if isinstance(block, VarBlock) and derived.column.data_type is DataType.STRING and len(block.states):
             # The text is in the slot already: the column looks at it where it is.
             index = block.index
             sizes = np.where(index >= 0, block.sizes[index, place], 0).astype(np.int32)
@@ -143,7 +166,7 @@ class Feature:
             lines = np.arange(len(block.states), dtype=np.int32)
             forms = text_of(block.line_values(place, lines), derived.column.data_type)
             column = _spread(matrix.slot, forms, block.index)
-        brought = matrix.texts[derived.external]
+        brought = key_texts(matrix, derived.external)
         if brought is not None:
             own = column.texts(matrix.all_rows)
             given = brought.texts(matrix.all_rows)
@@ -154,6 +177,14 @@ class Feature:
 def cause(reply: Reply) -> str:
     """A failed call in words: UNAVAILABLE: model is down."""
     return f"{Status(reply.status).name}: {reply.message}" if reply.message else Status(reply.status).name
+
+
+def _is_text(part: bytes) -> bool:
+    try:
+        part.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _spread(slot: Slot, texts: Sequence[bytes], index: Rows) -> TextColumn:

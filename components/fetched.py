@@ -16,7 +16,7 @@ from components import kernels
 from components.onfs_wire import decode_rows
 from components.wire import WireError
 from dag.layout import BlockSpec
-from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
+from shared.shm_matrix import ABSENT, EMPTY, ODD, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
 
@@ -194,9 +194,11 @@ class Lines:
         self._heap_at = end
 
     def has_first(self, line: int) -> bool:
-        """Whether the first feature asked for has a value that fits: only then a line is worth caching."""
+        """Whether the first feature asked for has a value, and all values fit: only then a line is cached."""
         state = self._table[0, kernels.STATES] + line * self._table[0, kernels.STATE_STRIDE]
-        return bool(self._arena[state] == VALUE) and not any(block.odd for _, block in self._blocks)
+        return bool(self._arena[state] == VALUE) and not any(
+            block.odd and (block.states[line] == ODD).any() for _, block in self._blocks
+        )
 
     def pack(self, line: int) -> bytes:
         """One line as bytes, for `unpack` of the same layout."""

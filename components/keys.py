@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from components import kernels
+from components.columns import text_of
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
 from components.wire import field_head
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
-__all__ = ["Keys", "distinct_keys", "encoded_batches"]
+__all__ = ["Keys", "distinct_keys", "encoded_batches", "key_texts"]
 
 QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
@@ -49,7 +50,7 @@ class Keys(Protocol):
 
 def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int, *, reference: bool) -> Keys:
     """The distinct keys of all rows over these text columns (external ids), to be asked for in batches."""
-    found = [matrix.texts[column] for column in columns]
+    found = [key_texts(matrix, column) for column in columns]
     if all(column is None or column.constant for column in found):
         return _OneKey(matrix, found)
     heap, starts, sizes = _gathered(matrix.rows, found)
@@ -62,8 +63,18 @@ def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int, *, refe
     return _ListedKeys(heap, starts, sizes, index, first, _distinct(heap, starts, sizes, index, first))
 
 
+def key_texts(matrix: ShmMatrix, column: int) -> TextColumn | None:
+    """The texts of a key column (an external id): what came as a number is a key by its text form."""
+    text, typed = matrix.texts[column], matrix.typed[column]
+    if text is not None or typed is None:
+        return text
+    if typed.text.constant:
+        return TextColumn.same(matrix.slot, text_of([typed.text.first()], typed.data_type)[0])
+    return TextColumn.of(matrix.slot, text_of(typed.values(matrix.all_rows), typed.data_type))
+
+
 def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
-    """These keys (int32 [n]) in batches, as `Keys.batches`."""
+    """These keys (int32 [n]) in batches, as `Keys.batches`. Raises WireError likewise."""
     batches = [wanted[at : at + size] for at in range(0, len(wanted), size)]
     return [(batch, encode_keys(keys.parts(key) for key in batch.tolist())) for batch in batches]
 
