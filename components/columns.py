@@ -16,7 +16,7 @@ import numpy.typing as npt
 from components import numbers
 from dag.layout import ByteColumn, Source
 from shared.datatypes import DataType
-from shared.shm_matrix import ABSENT, ODD, VALUE, Block, CellBlock, Rows, ShmMatrix, VarBlock
+from shared.shm_matrix import ABSENT, VALUE, Block, CellBlock, Rows, ShmMatrix
 
 __all__ = ["Cells", "byte_values", "cells", "elements", "fallback", "text_of", "texts"]
 
@@ -111,11 +111,3 @@ def texts(matrix: ShmMatrix, source: Source, rows: Rows) -> list[bytes]:
         return text_of(byte_values(matrix, source.byte, rows), source.byte.data_type)
     brought = fallback(matrix, source, rows)
     return [b""] * len(rows) if brought is None else text_of(brought[1], brought[0])
-
-
-def wrong_length(column: ByteColumn, matrix: ShmMatrix, rows: Rows) -> Rows:
-    """The positions in `rows` whose value does not fit the declared type."""
-    block = matrix.blocks[column.block]
-    if isinstance(block, VarBlock) or block is None or not block.odd:
-        return np.empty(0, np.int32)
-    return np.flatnonzero(byte_states(matrix, column, rows) == ODD).astype(np.int32)

@@ -325,6 +325,7 @@ class _Compiler:
                 DataType.FP32,
                 (len(variables),),
                 tuple(self.layout.source(column) for column in compute.score_mapping.values()),
+                text_types=tuple(data_type(key.partition("@")[2]) for key in compute.score_mapping),
                 reference=self.bounds.reference_codecs,
             ),
             codec=ComputeCodec(

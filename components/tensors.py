@@ -8,6 +8,7 @@ its row.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Sequence
@@ -114,16 +115,19 @@ class TensorInput:
         shape: tuple[int, ...],
         sources: tuple[Source, ...],
         *,
+        text_types: tuple[DataType, ...] = (),
         reference: bool = False,
     ) -> None:
         """`data_type`: element type, STRING stands for BYTES. `shape` of one row, with at most one −1.
 
-        `reference`: always take the way that works cell by cell.
+        `text_types`: what a text of the request is read as, per source, before it is converted; `data_type` by
+        default. `reference`: always take the way that works cell by cell.
         """
         self.name = name
         self.data_type = data_type
         self.shape = shape
         self.sources = sources
+        self._text_types = text_types or (data_type,) * len(sources)
         self._runs = None if reference or data_type is DataType.STRING else _runs(sources)
 
     @property
@@ -140,9 +144,7 @@ class TensorInput:
             if gathered is not None:
                 return Tensor(self._resolved(gathered.shape[1]), gathered, ()), []
         misfits: list[Misfit] = []
-        columns: list[Array | _Ragged] = [
-            self._column(matrix, source, rows, misfits) for source in self.sources
-        ]
+        columns = [self._column(matrix, number, rows, misfits) for number in range(len(self.sources))]
         counts = self._counts(columns)
         parts = [
             column.pad(count, misfits) if isinstance(column, _Ragged) else column
@@ -183,44 +185,39 @@ class TensorInput:
                 return None
         return values
 
-    def _column(
-        self, matrix: ShmMatrix, source: Source, rows: Rows, misfits: list[Misfit]
-    ) -> Array | _Ragged:
+    def _column(self, matrix: ShmMatrix, number: int, rows: Rows, misfits: list[Misfit]) -> Array | _Ragged:
+        source = self.sources[number]
         byte = source.byte
         if byte is None:
             brought = fallback(matrix, source, rows)
             if brought is None:  # nowhere, so nothing says that it is a vector: one zero
                 return np.zeros((len(rows), 1), self.data_type.dtype)
-            return self._convert(source.name, *brought)
+            return self._convert(number, *brought)
         if byte.width:
             found = cells(matrix, byte, rows)
             states = found.states
             out: Array | _Ragged = numbers.convert(found.values, byte.data_type.element, self.data_type)
-            if (states == ODD).any():
-                misfits += [
-                    Misfit(
-                        i,
-                        f"the value of {source.name!r} does not have the length of its type {byte.data_type.label}",
-                    )
-                    for i in np.flatnonzero(states == ODD).tolist()
-                ]
+            misfits += _odd(source, states)
         else:
             states = byte_states(matrix, byte, rows)
-            out = self._convert(source.name, byte.data_type, byte_values(matrix, byte, rows))
+            out = self._convert(number, byte.data_type, byte_values(matrix, byte, rows))
         absent = np.flatnonzero(states == ABSENT)
         if len(absent):
             brought = fallback(matrix, source, rows[absent])
             if brought is not None:
-                out = _replace(out, absent, self._convert(source.name, *brought), source.name, self.data_type)
+                out = _replace(out, absent, self._convert(number, *brought), source.name, self.data_type)
         return out
 
-    def _convert(self, name: str, kind: DataType, values: Sequence[bytes]) -> Array | _Ragged:
-        """Raw values of type `kind` as elements of the tensor; b"" is missing."""
-        target = self.data_type
+    def _convert(self, number: int, kind: DataType, values: Sequence[bytes]) -> Array | _Ragged:
+        """Raw values of type `kind`, of one source, as elements of the tensor; b"" is missing."""
+        name, target = self.sources[number].name, self.data_type
         if kind.element is DataType.STRING:
             if self.text_vector:
                 return _Ragged(name, [numbers.parse_vector(v, target) if v else None for v in values], target)
-            return numbers.parse(values, target).reshape(-1, 1)
+            read_as = self._text_types[number].element
+            if read_as is DataType.STRING:
+                read_as = target
+            return numbers.convert(numbers.parse(values, read_as), read_as, target).reshape(-1, 1)
         if kind.is_vector:
             return _Ragged(name, [_element_wise(raw, kind, target) for raw in values], target)
         size = kind.size
@@ -230,19 +227,28 @@ class TensorInput:
         out = numbers.convert(np.frombuffer(packed, kind.dtype), kind, target)
         return np.where(present, out, np.zeros((), target.dtype)).reshape(-1, 1)
 
+    @property
+    def _known(self) -> int:
+        """Elements that the known dims of the shape make."""
+        return math.prod(dim for dim in self.shape if dim > 0)
+
     def _counts(self, columns: Sequence[Array | _Ragged]) -> list[int]:
         """Elements a row of each column. What the shape does not say, the values themselves do."""
-        ragged = [column for column in columns if isinstance(column, _Ragged)]
-        fixed = sum(column.shape[1] for column in columns if not isinstance(column, _Ragged))
-        share = 0
-        if ragged and -1 not in self.shape:
-            share, rest = divmod(math.prod(self.shape) - fixed, len(ragged))
-            if rest or share < 1:
-                share = 0
-        return [
-            (share or column.seen() or 1) if isinstance(column, _Ragged) else column.shape[1]
-            for column in columns
-        ]
+        counts = [column.usual() if isinstance(column, _Ragged) else column.shape[1] for column in columns]
+        ragged = [number for number, column in enumerate(columns) if isinstance(column, _Ragged)]
+        if not ragged:
+            return counts
+        if -1 in self.shape:
+            blank = self._known if len(columns) == 1 else 1
+            return [count or blank for count in counts]
+        # A single vector takes what the others leave. Of several, those that no row has a value of share it.
+        empty = ragged if len(ragged) == 1 else [number for number in ragged if not counts[number]]
+        taken = sum(counts) - sum(counts[number] for number in empty)
+        if empty:
+            share, rest = divmod(self._known - taken, len(empty))
+            for number in empty:
+                counts[number] = share if share > 0 and not rest else counts[number] or 1
+        return counts
 
     def _resolved(self, elements: int) -> tuple[int, ...]:
         if -1 not in self.shape:
@@ -251,13 +257,10 @@ class TensorInput:
         return tuple(elements // known if dim == -1 else dim for dim in self.shape)
 
     def _build_texts(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, list[Misfit]]:
-        columns = [self._texts(matrix, source, rows) for source in self.sources]
+        misfits: list[Misfit] = []
+        columns = [self._texts(matrix, source, rows, misfits) for source in self.sources]
         if self.text_vector and self._brought(matrix):
-            wanted = math.prod(dim for dim in self.shape if dim > 0)
-            lines = [
-                [part or NOTHING for part in text.split(b":")] if text else [NOTHING] * wanted
-                for text in columns[0]
-            ]
+            lines = self._split(columns[0], misfits)
         else:
             # A vector is one text, its elements joined by commas; a missing one is the text of its zeros
             # written one after the other, as the models have been trained to read it.
@@ -266,25 +269,41 @@ class TensorInput:
                 [text or blank for text, blank in zip(line, blanks, strict=True)]
                 for line in zip(*columns, strict=True)
             ]
-        return Tensor(self._resolved(len(lines[0]) if lines else 1), None, lines), []
+        return Tensor(self._resolved(len(lines[0]) if lines else 1), None, lines), misfits
+
+    def _split(self, texts: Sequence[bytes], misfits: list[Misfit]) -> list[list[bytes]]:
+        """Texts such as `a:b:c` as their elements, in every row the same number of them."""
+        lines = [[part or NOTHING for part in text.split(b":")] if text else [] for text in texts]
+        count = self._known
+        if -1 in self.shape:
+            count = _usual([len(line) for line in lines if line]) or count
+        for position, line in enumerate(lines):
+            if len(line) == count:
+                continue
+            if line:
+                misfits.append(_wrong_count(position, self.sources[0].name, len(line), count))
+            lines[position] = [NOTHING] * count
+        return lines
 
     def _blank(self, source: Source) -> bytes:
         if source.byte is None or not source.byte.data_type.is_vector:
             return NOTHING
-        return NOTHING * math.prod(dim for dim in self.shape if dim > 0)
+        return NOTHING * self._known
 
     def _brought(self, matrix: ShmMatrix) -> bool:
         """Whether the only source is a text of the request."""
         source = self.sources[0]
         return source.byte is None and matrix.texts[source.external] is not None
 
-    def _texts(self, matrix: ShmMatrix, source: Source, rows: Rows) -> list[bytes]:
+    def _texts(self, matrix: ShmMatrix, source: Source, rows: Rows, misfits: list[Misfit]) -> list[bytes]:
         """Text form of a column, "" for no value; what was not fetched is taken from the request."""
         own = texts(matrix, source, rows)
         byte = source.byte
         if byte is None:
             return own
-        absent = np.flatnonzero(byte_states(matrix, byte, rows) == ABSENT)
+        states = byte_states(matrix, byte, rows)
+        misfits += _odd(source, states)
+        absent = np.flatnonzero(states == ABSENT)
         brought = fallback(matrix, source, rows[absent]) if len(absent) else None
         if brought is not None:
             for position, text in zip(absent.tolist(), text_of(brought[1], brought[0]), strict=True):
@@ -302,9 +321,9 @@ class _Ragged:
         self.rows = rows
         self.data_type = data_type
 
-    def seen(self) -> int:
-        """Elements of the first row that has any."""
-        return next((len(row) for row in self.rows if row is not None), 0)
+    def usual(self) -> int:
+        """Elements of most rows; 0 when none has a value."""
+        return _usual([len(row) for row in self.rows if row is not None])
 
     def pad(self, count: int, misfits: list[Misfit]) -> Array:
         """[rows, count]; a row of another length is zeros and a misfit."""
@@ -315,10 +334,28 @@ class _Ragged:
             if len(row) == count:
                 out[position] = row
             else:
-                misfits.append(
-                    Misfit(position, f"{self.name!r} has {len(row)} elements, the model takes {count}")
-                )
+                misfits.append(_wrong_count(position, self.name, len(row), count))
         return out
+
+
+def _usual(lengths: Sequence[int]) -> int:
+    """The most frequent of these lengths, of equally frequent ones the first; 0 when there are none."""
+    return collections.Counter(lengths).most_common(1)[0][0] if lengths else 0
+
+
+def _wrong_count(position: int, name: str, count: int, wanted: int) -> Misfit:
+    return Misfit(position, f"{name!r} has {count} elements, the model takes {wanted}")
+
+
+def _odd(source: Source, states: npt.NDArray[np.uint8]) -> list[Misfit]:
+    """The values of a fetched column that do not have the length of its type."""
+    positions = np.flatnonzero(states == ODD).tolist()
+    if not positions:
+        return []
+    assert source.byte is not None
+    label = source.byte.data_type.label
+    reason = f"the value of {source.name!r} does not have the length of its type {label}"
+    return [Misfit(position, reason) for position in positions]
 
 
 def _element_wise(raw: bytes, kind: DataType, target: DataType) -> Array | None:
