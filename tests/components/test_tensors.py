@@ -1,0 +1,471 @@
+"""Tensors: what a model gets for the columns that its config names.
+
+The oracle goes cell by cell over what a matrix was made of. Conversions themselves are tested with
+`components.numbers`; here it is about which value goes where, and what is done for those that are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import numbers
+from components.tensors import Misfit, Tensor, TensorInput
+from components.triton_wire import split_bytes
+from dag.layout import Layout, LayoutBuilder
+from shared.datatypes import DataType
+from shared.shm_matrix import CellBlock, ShmMatrix, Slot, TextColumn, TypedColumn, VarBlock
+from tests.components.running import matrix_pool
+
+NUMERIC = [kind for kind in DataType if kind and not kind.is_vector and kind is not DataType.STRING]
+ABSENT_CELL = None
+
+
+@dataclasses.dataclass
+class Fetched:
+    """A byte column: its type, elements a cell (0: varies), and its values by line; None: never written."""
+
+    kind: DataType
+    count: int
+    lines: list[bytes | None]
+
+
+class Columns:
+    """A matrix made of fetched columns (one block each width) and of what the request brought."""
+
+    def __init__(
+        self,
+        slot: Slot,
+        rows: int,
+        fetched: Mapping[str, Fetched],
+        texts: Mapping[str, Sequence[bytes]],
+        typed: Mapping[str, tuple[DataType, Sequence[bytes]]],
+        index: Sequence[int] | None = None,
+    ) -> None:
+        builder = LayoutBuilder()
+        names = [*fetched, *texts, *typed, "nowhere"]
+        for name in names:
+            builder.mention(name)
+        builder.write("fetch", [(name, column.kind, column.count) for name, column in fetched.items()])
+        self.layout: Layout = builder.build()
+        self.rows = rows
+        self.fetched = fetched
+        self.texts = texts
+        self.typed = typed
+        self.index = list(range(rows)) if index is None else list(index)
+        self.matrix = ShmMatrix(slot, rows, len(self.layout.blocks), len(self.layout.external))
+        lines = max([len(column.lines) for column in fetched.values()], default=0)
+        for number, spec in enumerate(self.layout.blocks):
+            block = self._block(slot, lines, [(c.name, c.column) for c in spec.columns], spec.width)
+            if index is not None:
+                block.index = np.array(index, np.int32)
+            self.matrix.blocks[number] = block
+        for name, values in texts.items():
+            self.matrix.texts[self.layout.external[name]] = self._text(slot, values)
+        for name, (kind, values) in typed.items():
+            self.matrix.typed[self.layout.external[name]] = TypedColumn(kind, 0, self._text(slot, values))
+
+    def _text(self, slot: Slot, values: Sequence[bytes]) -> TextColumn:
+        return TextColumn.same(slot, values[0]) if len(values) == 1 else TextColumn.of(slot, values)
+
+    def _block(
+        self, slot: Slot, lines: int, columns: list[tuple[str, int]], width: int
+    ) -> CellBlock | VarBlock:
+        cells = [
+            (line, column, value)
+            for name, column in columns
+            for line, value in enumerate(self.fetched[name].lines)
+            if value is not None
+        ]
+        if not width:
+            var = VarBlock(slot, lines, len(columns))
+            var.fill(slot, cells)
+            return var
+        block = CellBlock.empty(slot, lines, len(columns), width)
+        for line, column, value in cells:
+            block.put(line, column, value)
+        return block
+
+    def input(self, names: Sequence[str], target: DataType, shape: Sequence[int], **more: Any) -> TensorInput:
+        return TensorInput("in", target, tuple(shape), tuple(map(self.layout.source, names)), **more)
+
+    def build(
+        self,
+        names: Sequence[str],
+        target: DataType,
+        shape: Sequence[int],
+        rows: Sequence[int] | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, list[Misfit]]:
+        """Built both ways, which must not differ."""
+        asked = self.matrix.all_rows if rows is None else np.array(rows, np.int32)
+        tensor, misfits = self.input(names, target, shape, **more).build(self.matrix, asked)
+        slow, slow_misfits = self.input(names, target, shape, reference=True, **more).build(
+            self.matrix, asked
+        )
+        assert tensor.shape == slow.shape
+        assert tensor.raw(0, len(asked)) == slow.raw(0, len(asked))
+        assert sorted(misfits) == sorted(slow_misfits)
+        return tensor, misfits
+
+    def values(self, names: Sequence[str], target: DataType, shape: Sequence[int], **more: Any) -> Any:
+        """The elements of each row, as Python numbers."""
+        tensor, _ = self.build(names, target, shape, **more)
+        assert tensor.values is not None
+        return tensor.values.tolist()
+
+
+def le(kind: DataType, *values: float) -> bytes:
+    return np.array(values).astype(kind.dtype).tobytes()
+
+
+FP32, FP64, INT32, INT64, BOOL, BYTES = (
+    DataType.FP32, DataType.FP64, DataType.INT32, DataType.INT64, DataType.BOOL, DataType.STRING,
+)  # fmt: skip
+
+
+def fp32(*lines: float | None) -> Fetched:
+    """An FP32 column with these values by line; None is a value that was not there (EMPTY)."""
+    return Fetched(FP32, 1, [b"" if value is None else le(FP32, value) for value in lines])
+
+
+# ---------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize("target", NUMERIC)
+def test_every_type_into_every_type(target: DataType) -> None:
+    """Columns of all types side by side, each converted as a whole column would be."""
+    given_values = [0.0, 1.0, -1.0, 2.5, 300.0, 1e9, float("nan")]
+    with np.errstate(all="ignore"):
+        arrays = {kind: np.array(given_values).astype(kind.dtype) for kind in NUMERIC}
+    fetched = {
+        kind.name: Fetched(kind, 1, [value.tobytes() for value in array]) for kind, array in arrays.items()
+    }
+    with matrix_pool() as slot:
+        columns = Columns(slot, len(given_values), fetched, {}, {})
+        tensor, misfits = columns.build(list(fetched), target, [len(fetched)])
+        assert misfits == []
+        wanted = np.stack([numbers.convert(arrays[kind], kind, target) for kind in NUMERIC], axis=1)
+        assert tensor.values is not None
+        assert tensor.values.dtype == target.dtype
+        assert tensor.values.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("kind", NUMERIC)
+def test_numbers_into_texts(kind: DataType) -> None:
+    array = np.array([0, 1, 2]).astype(kind.dtype)
+    with matrix_pool() as slot:
+        columns = Columns(slot, 3, {"a": Fetched(kind, 1, [value.tobytes() for value in array])}, {}, {})
+        tensor, _ = columns.build(["a"], BYTES, [1])
+        assert split_bytes(tensor.raw(0, 3)) == numbers.text(array, kind)
+
+
+# ---------------------------------------------------------------- any mixture
+
+
+CELL_KINDS = st.sampled_from([FP32, FP32, FP64, INT32, DataType.INT8, BOOL])
+
+
+@st.composite
+def mixtures(
+    draw: st.DrawFn,
+) -> tuple[int, dict[str, Fetched], dict[str, Any], dict[str, Any], list[int] | None]:
+    """(rows, fetched, texts, typed, index): fixed-width columns with values of all states, and brought ones."""
+    rows = draw(st.integers(1, 5))
+    lines = draw(st.integers(1, 4))
+    index = draw(st.lists(st.integers(-1, lines - 1), min_size=rows, max_size=rows))
+    fetched = {}
+    for number in range(draw(st.integers(1, 4))):
+        kind = draw(CELL_KINDS)
+        cell = st.sampled_from([None, b"", b"odd length"]) | st.binary(min_size=kind.size, max_size=kind.size)
+        mostly = st.one_of(st.binary(min_size=kind.size, max_size=kind.size), cell)
+        fetched[f"f{number}"] = Fetched(kind, 1, draw(st.lists(mostly, min_size=lines, max_size=lines)))
+
+    def one_or_all(values: st.SearchStrategy[bytes]) -> list[bytes]:
+        count = draw(st.sampled_from([1, rows]))
+        return draw(st.lists(values, min_size=count, max_size=count))
+
+    brought_text = st.sampled_from([b"", b"1", b"2.5", b"x", b"true"])
+    texts = {
+        name: one_or_all(brought_text)
+        for name in draw(st.lists(st.sampled_from([*fetched, "t0", "t1"]), unique=True, max_size=2))
+    }
+    typed = {}
+    for name in draw(st.lists(st.sampled_from([*fetched, "t2"]), unique=True, max_size=2)):
+        kind = draw(CELL_KINDS)
+        value = st.just(b"") | st.binary(min_size=kind.size, max_size=kind.size)
+        typed[name] = (kind, one_or_all(value))
+    return rows, fetched, texts, typed, draw(st.none() | st.just(index)) if lines >= rows else index
+
+
+def oracle(columns: Columns, name: str, row: int, target: DataType) -> tuple[npt.NDArray[Any], bool]:
+    """(element, whether it is a misfit) of one column in one row."""
+    zero = np.zeros(1, target.dtype)
+
+    def convert(raw: bytes, kind: DataType) -> npt.NDArray[Any]:
+        if not raw:
+            return zero
+        if kind is DataType.STRING:
+            return numbers.parse([raw], target)
+        return numbers.convert(np.frombuffer(raw, kind.dtype), kind, target)
+
+    if name in columns.fetched:
+        column = columns.fetched[name]
+        line = columns.index[row]
+        cell = column.lines[line] if line >= 0 else None
+        if cell is not None:
+            fits = len(cell) in (0, column.kind.size)
+            return (convert(cell, column.kind), False) if fits else (zero, True)
+    if name in columns.typed:
+        kind, values = columns.typed[name]
+        return convert(values[row % len(values)], kind), False
+    if name in columns.texts:
+        values = columns.texts[name]
+        return convert(values[row % len(values)], DataType.STRING), False
+    return zero, False
+
+
+@given(mixtures(), st.sampled_from(NUMERIC), st.data())
+def test_any_mixture_of_columns(
+    made: tuple[int, dict[str, Fetched], dict[str, Any], dict[str, Any], list[int] | None],
+    target: DataType,
+    data: st.DataObject,
+) -> None:
+    rows, fetched, texts, typed, index = made
+    with matrix_pool() as slot:
+        columns = Columns(slot, rows, fetched, texts, typed, index)
+        known = [*columns.layout.external]
+        names = data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=5))
+        asked = data.draw(
+            st.permutations(range(rows)).flatmap(lambda p: st.sampled_from([p, p[:1], [*p, p[0]]]))
+        )
+        shape = data.draw(st.sampled_from([[len(names)], [-1]]))
+        if len(names) == 1 and shape[0] > 1:
+            shape = [1]
+        tensor, misfits = columns.build(names, target, shape, asked)
+        wanted = [[oracle(columns, name, row, target) for name in names] for row in asked]
+        assert tensor.shape == (len(names),)
+        assert tensor.raw(0, len(asked)) == b"".join(e.tobytes() for row in wanted for e, _ in row)
+        assert {m.position for m in misfits} == {
+            i for i, row in enumerate(wanted) if any(bad for _, bad in row)
+        }
+        for misfit in misfits:
+            assert "does not have the length of its type" in misfit.reason
+
+
+@given(mixtures(), st.data())
+def test_any_mixture_of_columns_as_texts(
+    made: tuple[int, dict[str, Fetched], dict[str, Any], dict[str, Any], list[int] | None],
+    data: st.DataObject,
+) -> None:
+    rows, fetched, texts, typed, index = made
+    with matrix_pool() as slot:
+        columns = Columns(slot, rows, fetched, texts, typed, index)
+        names = data.draw(st.lists(st.sampled_from([*columns.layout.external]), min_size=1, max_size=4))
+        tensor, misfits = columns.build(names, BYTES, [-1])
+        wanted, odd = [], set()
+        for row in range(rows):
+            for name in names:
+                text, bad = text_oracle(columns, name, row)
+                wanted.append(text or b"0.0")
+                odd |= {row} if bad else set()
+        assert split_bytes(tensor.raw(0, rows)) == wanted
+        assert tensor.shape == (len(names),)
+        assert {misfit.position for misfit in misfits} == odd
+
+
+def text_oracle(columns: Columns, name: str, row: int) -> tuple[bytes, bool]:
+    """(text, whether it is a misfit) of one column in one row."""
+
+    def form(raw: bytes, kind: DataType) -> bytes:
+        if kind is DataType.STRING or not raw:
+            return raw
+        return numbers.text(np.frombuffer(raw, kind.dtype), kind)[0]
+
+    if name in columns.fetched:
+        column = columns.fetched[name]
+        line = columns.index[row]
+        cell = column.lines[line] if line >= 0 else None
+        if cell is not None:
+            fits = len(cell) in (0, column.kind.size)
+            return (form(cell, column.kind), False) if fits else (b"", True)
+    if name in columns.typed:
+        kind, values = columns.typed[name]
+        return form(values[row % len(values)], kind), False
+    values = columns.texts.get(name, [b""])
+    return values[row % len(values)], False
+
+
+# ---------------------------------------------------------------- vectors
+
+
+def vectors(kind: DataType, *lines: Sequence[float] | None) -> Fetched:
+    """A vector column whose rows bring their own number of elements; None: no value."""
+    return Fetched(kind.vector, 0, [b"" if line is None else le(kind, *line) for line in lines])
+
+
+def test_a_vector_fills_its_shape() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"v": vectors(FP32, [1, 2, 3, 4], [5, 6, 7, 8])}, {}, {})
+        assert columns.values(["v"], FP32, [4]) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        assert columns.values(["v"], INT64, [2, 2]) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        assert columns.build(["v"], FP32, [2, 2])[0].shape == (2, 2)
+
+
+def test_a_missing_vector_is_zeros_times_its_own_dims() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 3, {"v": vectors(FP64, None, [1, 2, 3], None)}, {}, {})
+        assert columns.values(["v"], FP32, [3]) == [[0, 0, 0], [1, 2, 3], [0, 0, 0]]
+        assert columns.values(["v"], FP32, [-1]) == [[0, 0, 0], [1, 2, 3], [0, 0, 0]]
+
+
+def test_a_vector_that_no_row_has() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"v": vectors(FP32, None, None), "a": fp32(1, 2)}, {}, {})
+        assert columns.values(["v"], FP32, [3]) == [[0, 0, 0]] * 2
+        assert columns.values(["v"], FP32, [2, -1]) == [[0, 0]] * 2
+        assert columns.values(["v"], FP32, [-1]) == [[0]] * 2
+        assert columns.values(["a", "v"], FP32, [3]) == [[1, 0, 0], [2, 0, 0]]
+
+
+def test_a_vector_of_another_length_is_zeros_and_a_misfit() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 3, {"v": vectors(FP32, [9], [1, 2, 3], [1, 2, 3])}, {}, {})
+        for shape in ([3], [-1]):
+            tensor, misfits = columns.build(["v"], FP32, shape)
+            assert tensor.values is not None
+            assert tensor.values.tolist() == [[0, 0, 0], [1, 2, 3], [1, 2, 3]]
+            assert misfits == [Misfit(0, "'v' has 1 elements, the model takes 3")]
+
+
+def test_bytes_that_are_no_whole_elements_are_no_vector() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(
+            slot, 2, {"v": Fetched(DataType.FP32_VECTOR, 0, [b"12345", le(FP32, 1, 2)])}, {}, {}
+        )
+        assert columns.values(["v"], FP32, [2]) == [[0, 0], [1, 2]]
+
+
+def test_vectors_of_unlike_lengths_stand_side_by_side() -> None:
+    fetched = {
+        "v": vectors(FP32, [1, 2, 3], None, [4, 5, 6]),
+        "a": fp32(7, None, 8),
+        "w": vectors(INT32, [1, 2], [3, 4], [5, 6]),
+        "never": vectors(FP32, None, None, None),
+    }
+    with matrix_pool() as slot:
+        columns = Columns(slot, 3, fetched, {}, {})
+        rows = [[1, 2, 3, 7, 1, 2], [0, 0, 0, 0, 3, 4], [4, 5, 6, 8, 5, 6]]
+        assert columns.values(["v", "a", "w"], FP32, [6]) == rows
+        assert columns.values(["v", "a", "w"], FP32, [-1]) == rows
+        assert columns.values(["v", "a", "w", "never"], FP32, [8]) == [[*row, 0, 0] for row in rows]
+
+
+def test_the_free_dim_is_the_number_of_elements() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 1, {"v": vectors(FP32, [1, 2, 3, 4, 5, 6])}, {}, {})
+        for shape, wanted in (([-1], (6,)), ([2, -1], (2, 3)), ([-1, 3], (2, 3)), ([6], (6,))):
+            assert columns.build(["v"], FP32, shape)[0].shape == wanted
+
+
+def test_scores_of_known_width_are_vectors_too() -> None:
+    score = Fetched(DataType.FP32_VECTOR, 2, [le(FP32, 1, 2), le(FP32, 3, 4)])
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"s": score, "a": fp32(5, 6)}, {}, {})
+        assert columns.values(["s", "a"], FP32, [3]) == [[1, 2, 5], [3, 4, 6]]
+        assert columns.values(["s"], INT64, [-1]) == [[1, 2], [3, 4]]
+
+
+def test_vectors_as_texts() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"v": vectors(FP32, [1, 2.5], None)}, {}, {})
+        tensor, _ = columns.build(["v"], BYTES, [1])
+        assert split_bytes(tensor.raw(0, 2)) == [b"1,2.5", b"0.0"]
+
+
+# ---------------------------------------------------------------- what the request brought
+
+
+def test_a_text_vector_is_split_at_colons() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 4, {}, {"t": [b"1:2:3", b"", b"1:x:3", b"1:2"]}, {})
+        tensor, misfits = columns.build(["t"], FP32, [3])
+        assert tensor.values is not None
+        assert tensor.values.tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+        assert misfits == [Misfit(3, "'t' has 2 elements, the model takes 3")]
+
+
+def test_a_text_is_a_vector_only_where_it_stands_alone() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 1, {}, {"t": [b"1:2"], "u": [b"3"]}, {})
+        assert columns.values(["t", "u"], FP32, [2]) == [[0, 3]]
+        assert columns.values(["t"], FP32, [1]) == [[0]]
+        assert columns.values(["t"], FP32, [2]) == [[1, 2]]
+
+
+def test_a_text_vector_of_texts() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 4, {}, {"t": [b"a:b", b"", b"a:", b"a:b:c"]}, {})
+        tensor, misfits = columns.build(["t"], BYTES, [2])
+        assert split_bytes(tensor.raw(0, 4)) == [b"a", b"b", b"0.0", b"0.0", b"a", b"0.0", b"0.0", b"0.0"]
+        assert misfits == [Misfit(3, "'t' has 3 elements, the model takes 2")]
+        assert tensor.shape == (2,)
+
+
+def test_a_column_that_is_nowhere_is_zero() -> None:
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"a": fp32(1, 2)}, {}, {})
+        assert columns.values(["a", "nowhere"], FP32, [2]) == [[1, 0], [2, 0]]
+        assert split_bytes(columns.build(["nowhere"], BYTES, [1])[0].raw(0, 2)) == [b"0.0", b"0.0"]
+
+
+def test_what_was_not_fetched_is_taken_from_the_request() -> None:
+    fetched = {"a": Fetched(FP32, 1, [le(FP32, 1), b"", None])}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 4, fetched, {"a": [b"7"]}, {}, index=[0, 1, 2, -1])
+        assert columns.values(["a"], FP32, [1]) == [[1], [0], [7], [7]]
+        columns = Columns(
+            slot, 4, fetched, {"a": [b"7"]}, {"a": (INT32, [le(INT32, 9)])}, index=[0, 1, 2, -1]
+        )
+        assert columns.values(["a"], FP32, [1]) == [[1], [0], [9], [9]]
+
+
+def test_a_brought_vector_stands_in_for_a_fetched_one() -> None:
+    fetched = {"v": Fetched(DataType.FP32_VECTOR, 0, [le(FP32, 1, 2), None])}
+    typed = {"v": (DataType.INT64_VECTOR, [le(INT64, 8, 9)])}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, fetched, {}, typed)
+        assert columns.values(["v"], FP32, [2]) == [[1, 2], [8, 9]]
+        columns = Columns(slot, 2, fetched, {"v": [b"3:4"]}, {})
+        assert columns.values(["v"], FP32, [2]) == [[1, 2], [3, 4]]
+
+
+def test_texts_are_read_as_the_type_that_a_variable_names() -> None:
+    texts = {"flag": [b"true", b"1"], "small": [b"300", b"7"], "free": [b"2.5", b""]}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, {"a": fp32(4, 5)}, texts, {})
+        names = ["flag", "small", "free", "a"]
+        kinds = (BOOL, DataType.INT8, BYTES, DataType.BOOL)
+        assert columns.values(names, FP32, [4], text_types=kinds) == [[1, 0, 2.5, 4], [0, 7, 0, 5]]
+        assert columns.values(names, FP32, [4]) == [[0, 300, 2.5, 4], [1, 7, 0, 5]]
+
+
+# ---------------------------------------------------------------- rows of a tensor
+
+
+@given(st.lists(st.binary(max_size=4), min_size=1, max_size=6), st.data())
+def test_raw_contents_of_some_rows(texts: list[bytes], data: st.DataObject) -> None:
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(texts))] * 2)))
+    tensor = Tensor((1,), None, [[text] for text in texts])
+    assert split_bytes(tensor.raw(start, stop)) == texts[start:stop]
+    array = np.arange(len(texts) * 3, dtype=np.int16).reshape(-1, 3)
+    assert Tensor((3,), array, ()).raw(start, stop) == array[start:stop].tobytes()
+    assert math.prod(Tensor((3,), array, ()).shape) == 3
