@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rpc.status import Metadata, RpcError, Status
-from rpc.wire import Body, MessageReader, whole_message
+from rpc.wire import PREFIX, Body, MessageReader, whole_message
 
 if TYPE_CHECKING:
     from rpc.server_connection import ServerConnection
@@ -24,7 +24,8 @@ class Call:
     __slots__ = (
         "_bucket",
         "_connection",
-        "_reader",
+        "_handler",
+        "complete",
         "deadline",
         "encoding",
         "held",
@@ -33,13 +34,23 @@ class Call:
         "over",
         "path",
         "progress_at",
+        "reader",
         "stream_id",
     )
 
-    def __init__(self, connection: ServerConnection, stream_id: int, path: bytes, encoding: bytes) -> None:
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        path: bytes,
+        metadata: tuple[tuple[bytes, bytes], ...],
+        encoding: bytes,
+        now: float,
+        handler: Callable[[Any], None],
+    ) -> None:
         self.path = path
         """`/service/method`."""
-        self.metadata: tuple[tuple[bytes, bytes], ...] = ()
+        self.metadata = metadata
         """Custom metadata: no pseudo-headers, no fields of the protocol; `-bin` values decoded."""
         self.deadline: float | None = None
         """When the call expires, on the clock of `loop.time()`; None when the client gave no timeout."""
@@ -50,10 +61,12 @@ class Call:
         # The rest belongs to the connection.
         self.stream_id = stream_id
         self.encoding = encoding
-        self.held = 0  # bytes of a request that is not complete
-        self.progress_at = 0.0  # when its last piece came
+        self.complete = False  # all of the request has come
+        self.held = 0  # bytes of it, while it is not complete
+        self.progress_at = now  # when its last piece came
         self._connection = connection
-        self._reader: MessageReader | None = None
+        self._handler: Callable[[Any], None] | None = handler
+        self.reader: MessageReader | None = None  # of a request that comes in pieces
         self._bucket: set[Any] | None = None
 
     @property
@@ -84,7 +97,7 @@ class Call:
     def finish(self) -> None:
         """The call is over: forgets its deadline and what is left of its request."""
         self.over = True
-        self._reader = None
+        self.reader = None
         if self._bucket is not None:
             self._bucket.discard(self)
 
@@ -96,6 +109,11 @@ class Call:
 
     def feed(self, data: bytes, limit: int) -> None:
         """Takes a piece of the request and updates `held`. Raises RpcError when the request is wrong."""
+        if self.reader is None:
+            self.reader = MessageReader(limit, self.encoding)
+        self._take(self.reader, data)
+
+    def _take(self, reader: MessageReader, data: bytes) -> None:
         raise NotImplementedError
 
     def feed_end(self) -> None:
@@ -114,16 +132,10 @@ class Call:
 class ServerCall(Call):
     """One request, one answer. The handler gets it when the request is complete."""
 
-    __slots__ = ("_handler", "_messages", "body")
+    __slots__ = ("body",)
 
-    def __init__(
-        self, connection: ServerConnection, stream_id: int, path: bytes, encoding: bytes, handler: Handler
-    ) -> None:
-        super().__init__(connection, stream_id, path, encoding)
-        self.body = b""
-        """The request message, decompressed."""
-        self._handler = handler
-        self._messages = 0
+    body: bytes
+    """The request message, decompressed."""
 
     def respond(self, body: Body, trailing: Metadata = ()) -> None:
         """Answers OK with `body`. Does nothing when the call is over.
@@ -134,27 +146,36 @@ class ServerCall(Call):
             self._connection.send_answer(self, body, trailing)
             self.on_cancel = None  # it often refers to the call: no cycles for the garbage collector
 
+    # -- for the connection --------------------------------------------------------------------------------
+
     def feed_whole(self, data: bytes, limit: int) -> None:
         """Takes a request that came in one piece. Raises RpcError when it is wrong."""
-        self.body = whole_message(data, limit, self.encoding)
+        size = len(data) - PREFIX
+        # Nearly always: the flag is 0 and the length is that of what follows.
+        if 0 <= size <= limit and data[:PREFIX] == size.to_bytes(PREFIX, "big"):
+            self.body = data[PREFIX:]
+        else:
+            self.body = whole_message(data, limit, self.encoding)
+        self.complete = True
 
-    def feed(self, data: bytes, limit: int) -> None:
-        if self._reader is None:
-            self._reader = MessageReader(limit, self.encoding)
-        for message in self._reader.feed(data):
-            self._messages += 1
-            if self._messages > 1:
+    def _take(self, reader: MessageReader, data: bytes) -> None:
+        size = 0
+        for message in reader.feed(data):
+            if reader.count > 1:
                 raise RpcError(Status.UNIMPLEMENTED, "the call has more than the one expected message")
             self.body = message
-        self.held = max(self.held + len(data), len(self.body))
+            size = len(message)
+        self.held = max(self.held + len(data), size)
 
     def feed_end(self) -> None:
-        if self._reader is not None and self._reader.partial:
-            raise RpcError(Status.INTERNAL, self._reader.partial)
-        if not self._messages:
+        reader = self.reader
+        if reader is not None and reader.partial:
+            raise RpcError(Status.INTERNAL, reader.partial)
+        if reader is None or not reader.count:
             raise RpcError(Status.UNIMPLEMENTED, "the call has no message, expected one")
 
     def run(self) -> None:
+        assert self._handler is not None
         self._handler(self)
 
 
@@ -165,25 +186,16 @@ class StreamCall(Call):
     message, then `on_end`.
     """
 
-    __slots__ = ("_ended", "_handler", "_inbox", "headers_sent", "on_end", "on_message")
+    __slots__ = ("_inbox", "headers_sent", "on_end", "on_message")
 
-    def __init__(
-        self,
-        connection: ServerConnection,
-        stream_id: int,
-        path: bytes,
-        encoding: bytes,
-        handler: StreamHandler,
-    ) -> None:
-        super().__init__(connection, stream_id, path, encoding)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.on_message: Callable[[bytes], None] | None = None
         """Called with each message of the client; messages are dropped while it is None."""
         self.on_end: Callable[[], None] | None = None
         """Called once, when the client has sent its last message."""
         self.headers_sent = False
-        self._handler: StreamHandler | None = handler
         self._inbox: list[bytes] = []
-        self._ended = False
 
     def send(self, body: Body) -> None:
         """Sends one message. Does nothing when the call is over.
@@ -200,16 +212,15 @@ class StreamCall(Call):
             self._connection.send_end(self, trailing)
             self.on_cancel = None
 
-    def feed(self, data: bytes, limit: int) -> None:
-        if self._reader is None:
-            self._reader = MessageReader(limit, self.encoding)
-        self._inbox += self._reader.feed(data)
-        self.held = self._reader.held
+    # -- for the connection --------------------------------------------------------------------------------
+
+    def _take(self, reader: MessageReader, data: bytes) -> None:
+        self._inbox += reader.feed(data)
+        self.held = reader.held
 
     def feed_end(self) -> None:
-        if self._reader is not None and self._reader.partial:
-            raise RpcError(Status.INTERNAL, self._reader.partial)
-        self._ended = True
+        if self.reader is not None and self.reader.partial:
+            raise RpcError(Status.INTERNAL, self.reader.partial)
 
     def run(self) -> None:
         handler, self._handler = self._handler, None
@@ -219,7 +230,7 @@ class StreamCall(Call):
         for message in inbox:
             if self.on_message is not None and not self.over:
                 self.on_message(message)
-        if self._ended and self.on_end is not None and not self.over:
+        if self.complete and self.on_end is not None and not self.over:
             callback, self.on_end = self.on_end, None
             callback()
 

@@ -131,6 +131,8 @@ class Channel:
 
     def _pick(self) -> ClientConnection | None:
         usable = self._usable
+        if len(usable) == 1:
+            return usable[0].pick()
         for _ in usable:
             self._turn += 1
             connection = usable[self._turn % len(usable)].pick()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from rpc.codec import (
     Configuration,
@@ -389,7 +389,7 @@ class ClientConnection(Http2Connection):
         for part in parts[:-1]:
             codec.send_data(stream_id, part)
         codec.send_data(stream_id, last, end_stream=True)
-        self._body_bytes += sum(map(len, parts))
+        self._body_bytes += len(last) if len(parts) == 1 else sum(map(len, parts))
         if not self._dirty:
             self.mark_dirty()
 
@@ -409,27 +409,33 @@ class ClientConnection(Http2Connection):
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def _dispatch(self, events: Sequence[Event]) -> None:
+    def _dispatch(self, events: Sequence[Any]) -> None:
         calls = self._calls
+        limit = self._settings.max_message_bytes
         for event in events:
             kind = type(event)
+            if kind is StreamClosed:
+                self.open -= 1
+                if event.stream_id in calls or self._draining or self._waiting:
+                    self._on_stream_closed(event)
+                continue
             if kind is DataReceived:
-                event = cast(DataReceived, event)
                 call = calls.get(event.stream_id)
                 if call is not None:
-                    self._on_data(call, event)
+                    try:
+                        call.feed(event.data, limit)
+                        if event.end_stream:
+                            raise RpcError(Status.UNKNOWN, "answer ended without a status")
+                    except RpcError as error:
+                        self._fail(call, error)
             elif kind is ResponseReceived:
-                event = cast(ResponseReceived, event)
-                call = calls.get(event.stream_id)
-                if call is not None:
-                    self._on_response(call, event)
+                # Most are equal to the last good one.
+                if event.headers != self._good_head or event.end_stream:
+                    self._on_response(event)
             elif kind is TrailersReceived:
-                event = cast(TrailersReceived, event)
                 call = calls.pop(event.stream_id, None)
                 if call is not None:
                     self._on_trailers(call, event.headers)
-            elif kind is StreamClosed:
-                self._on_stream_closed(cast(StreamClosed, event))
             else:
                 self._on_other(event)
 
@@ -454,10 +460,11 @@ class ClientConnection(Http2Connection):
         elif self._waiting and self.open < self.limit:
             self._listener.slot_free(self)
 
-    def _on_response(self, call: ClientCall, event: ResponseReceived) -> None:
+    def _on_response(self, event: ResponseReceived) -> None:
+        call = self._calls.get(event.stream_id)
+        if call is None:
+            return
         headers = event.headers
-        if headers == self._good_head and not event.end_stream:
-            return  # the same as the last good one
         fields = dict(headers)
         status = fields[b":status"]
         if event.end_stream:
@@ -479,14 +486,6 @@ class ClientConnection(Http2Connection):
             else:
                 call.encoding = encoding
 
-    def _on_data(self, call: ClientCall, event: DataReceived) -> None:
-        try:
-            call.feed(event.data, self._settings.max_message_bytes)
-            if event.end_stream:
-                raise RpcError(Status.UNKNOWN, "answer ended without a status")
-        except RpcError as error:
-            self._fail(call, error)
-
     def _on_trailers(self, call: ClientCall, headers: tuple[Header, ...]) -> None:
         if headers == self._good_trailers:
             reply = _reply_of_body(call, ())
@@ -494,7 +493,7 @@ class ClientConnection(Http2Connection):
             reply = _reply_of_trailers(dict(headers), headers, call)
             if reply.status is Status.OK and not reply.trailing:
                 self._good_trailers = headers
-        if not call.over and self.codec.queued_body_size(call.stream_id):
+        if self.codec.queued_body_size() and self.codec.queued_body_size(call.stream_id):
             self._reset(call.stream_id)  # answered before it had read the request: it need not read on
         call.finish(reply)
 
@@ -503,7 +502,6 @@ class ClientConnection(Http2Connection):
         call.finish(Reply(error.status, error.message))
 
     def _on_stream_closed(self, event: StreamClosed) -> None:
-        self.open -= 1
         call = self._calls.pop(event.stream_id, None)
         if call is not None:
             self._stream_failed(call, event)

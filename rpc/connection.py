@@ -87,6 +87,7 @@ class Http2Connection(asyncio.Protocol):
         self._ping_at = 0.0  # when the unanswered probe was sent; 0 = there is none
         self._sent_bytes = 0  # given to the transport
         self._body_bytes = 0  # of messages, given to the codec
+        self._body_taken = 0  # of those, by the last flush sent or dropped with their stream
         self._stalled_since = 0.0
         self._progress = (0, 0)
 
@@ -187,6 +188,7 @@ class Http2Connection(asyncio.Protocol):
         except NGH2Error as error:
             self._codec_failed(error)
             return
+        self._body_taken = self._body_bytes - codec.queued_body_size()
         events = codec.events()
         if data:
             size = len(data)

@@ -36,7 +36,8 @@ class Limits:
     header_fields: int = 128
     """Fields in one header block: RESOURCE_EXHAUSTED; (closes) at four times as many."""
     header_bytes: int = 16 * KiB
-    """Decoded size of one header block, 32 bytes overhead a field: as `header_fields`."""
+    """Custom metadata of a call, decoded, 32 bytes overhead a field: RESOURCE_EXHAUSTED; (closes) when a whole
+    header block has four times as many."""
     message_bytes: int = 4 * MiB
     """One request message, before and after decompression; checked before anything is stored."""
     buffered_request_bytes: int = 64 * MiB

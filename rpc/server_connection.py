@@ -7,7 +7,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final, cast
+from typing import Any, Final
 
 from rpc.calls import Call, Handler, ServerCall, StreamCall, StreamHandler
 from rpc.codec import (
@@ -50,8 +50,8 @@ __all__ = ["Routes", "ServerConnection"]
 _HEAD: Final[tuple[Header, ...]] = (
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", ACCEPT_ENCODING),
 )
+_ENCODINGS: Final[tuple[Header, ...]] = ((b"grpc-accept-encoding", ACCEPT_ENCODING),)
 _OK_TRAILERS: Final[tuple[Header, ...]] = ((b"grpc-status", b"0"),)
 _NOT_GRPC: Final[tuple[Header, ...]] = ((b":status", b"415"), (b"accept", b"application/grpc"))
 _GRPC: Final = b"application/grpc"
@@ -114,11 +114,13 @@ class ServerConnection(Http2Connection):
         now = loop.time()
         self._routes = routes
         self._limits = limits
+        self._message_bytes = limits.message_bytes
+        self._unsent_limit = limits.unsent_response_bytes
         self._stats = stats
         self._on_lost = on_lost
         self._calls: dict[int, Call] = {}  # those that wait for an answer
-        self._receiving: dict[int, Call] = {}  # those whose request is not complete, answered or not
-        self._refused: set[int] = set()  # answered streams whose request is not complete
+        self._half_open: dict[int, float] = {}  # answered streams whose client goes on, and since when
+        self._refused: set[int] = set()  # those of them that are reset as soon as their answer is out
         self._ready: list[Call] = []  # those with something for their handler, within a batch
         self._buffered = 0  # bytes of requests that are not complete
         self._opened = 0  # calls since the start
@@ -155,15 +157,15 @@ class ServerConnection(Http2Connection):
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def _dispatch(self, events: Sequence[Event]) -> None:
+    def _dispatch(self, events: Sequence[Any]) -> None:
         for event in events:
             kind = type(event)
             if kind is DataReceived:
-                self._on_data(cast(DataReceived, event))
+                self._on_data(event)
             elif kind is RequestReceived:
-                self._on_request(cast(RequestReceived, event))
+                self._on_request(event)
             elif kind is StreamClosed:
-                self._on_stream_closed(cast(StreamClosed, event).stream_id)
+                self._on_stream_closed(event.stream_id)
             else:
                 self._on_other(event)
         # After the batch: a stream that it opened and closed never reaches a handler.
@@ -171,7 +173,10 @@ class ServerConnection(Http2Connection):
             ready, self._ready = self._ready, []
             for call in ready:
                 if not call.over:
-                    self._run(call)
+                    try:
+                        call.run()
+                    except Exception as error:  # noqa: BLE001 - a handler's mistake must not cost the other calls
+                        self._handler_failed(call, error)
 
     def _on_other(self, event: Event) -> None:
         match event:
@@ -182,9 +187,7 @@ class ServerConnection(Http2Connection):
                 if not self._window_updates.take(self._received_at, earned):
                     self._close_for("window_updates", "too many WINDOW_UPDATE frames")
             case TrailersReceived():
-                call = self._receiving.get(event.stream_id)
-                if call is not None:
-                    self._request_complete(call)
+                self._on_data_end(event.stream_id)
             case ConnectionClosed():
                 self._count_codec_limit(event.error_code)
                 self._session_over(event)
@@ -224,8 +227,6 @@ class ServerConnection(Http2Connection):
         if call is None:
             self._refuse(event, _NOT_GRPC)
             return
-        call.progress_at = self._received_at
-        self._receiving[event.stream_id] = call
         if type(call) is StreamCall:
             self._ready.append(call)
         if event.end_stream:
@@ -236,52 +237,51 @@ class ServerConnection(Http2Connection):
 
         Raises RpcError when the call cannot be served.
         """
-        fields = self._checked_fields(headers)
-        if fields[b":method"] != b"POST" or not fields.get(b"content-type", b"").startswith(_GRPC):
+        if len(headers) > self._limits.header_fields:
+            raise self._over(
+                "header_fields", f"{len(headers)} header fields, the limit is {self._limits.header_fields}"
+            )
+        fields = dict(headers)
+        if fields[b":method"] != b"POST" or fields.get(b"content-type", b"")[: len(_GRPC)] != _GRPC:
             return None
         path = fields.get(b":path", b"")
+        kind: type[Call] = ServerCall
+        handler: Callable[[Any], None] | None = self._routes.unary.get(path)
+        if handler is None:
+            kind = StreamCall
+            handler = self._routes.streams.get(path)
+            if handler is None:
+                raise RpcError(Status.UNIMPLEMENTED, self._routes.unknown(path))
         encoding = fields.get(b"grpc-encoding", _IDENTITY)
-        handler = self._routes.unary.get(path)
-        call: Call
-        if handler is not None:
-            call = ServerCall(self, stream_id, path, encoding, handler)
-        else:
-            call = self._open_stream(stream_id, path, encoding)
         if encoding not in ENCODINGS:
             raise unknown_encoding(encoding)
-        call.metadata = custom_metadata(headers)
+        metadata = custom_metadata(headers)
+        if metadata:
+            self._check_metadata(metadata)
+        now = self._received_at
+        call = kind(self, stream_id, path, metadata, encoding, now, handler)
         timeout = fields.get(b"grpc-timeout")
         if timeout is not None:
-            deadline = self._loop.time() + decode_timeout(timeout)
+            deadline = now + decode_timeout(timeout)
             call.set_deadline(deadline, self._timers.add(deadline, call))
         self._calls[stream_id] = call
         self._stats.streams += 1
         return call
 
-    def _open_stream(self, stream_id: int, path: bytes, encoding: bytes) -> StreamCall:
-        handler = self._routes.streams.get(path)
-        if handler is None:
-            raise RpcError(Status.UNIMPLEMENTED, self._routes.unknown(path))
-        return StreamCall(self, stream_id, path, encoding, handler)
-
-    def _checked_fields(self, headers: tuple[Header, ...]) -> dict[bytes, bytes]:
-        limits = self._limits
-        count = len(headers)
-        if count > limits.header_fields:
-            raise self._over("header_fields", f"{count} header fields, the limit is {limits.header_fields}")
-        size = sum(map(len, chain.from_iterable(headers))) + _FIELD_OVERHEAD * count
-        if size > limits.header_bytes:
-            raise self._over("header_bytes", f"{size} bytes of headers, the limit is {limits.header_bytes}")
-        return dict(headers)
+    def _check_metadata(self, metadata: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Raises RpcError for more custom metadata than is good. (The codec has a bound for all headers.)"""
+        size = sum([len(name) + len(value) + _FIELD_OVERHEAD for name, value in metadata])
+        limit = self._limits.header_bytes
+        if size > limit:
+            raise self._over("header_bytes", f"{size} bytes of metadata, the limit is {limit}")
 
     def _check_unsent(self, more: int) -> None:
-        """Raises RpcError when the peer has left too many bytes of its answers unread."""
-        unsent = self.codec.queued_body_size()
-        limit = self._limits.unsent_response_bytes
-        if unsent and unsent + more > limit:
+        """Raises RpcError when `more` bytes are too many, as the peer does not take those there are."""
+        unsent = self._body_bytes - self._body_taken
+        if unsent + more > self._unsent_limit and unsent:
             raise self._over(
                 "unsent_response_bytes",
-                f"{unsent} unsent response bytes on this connection, the limit is {limit}",
+                f"{unsent} unsent response bytes on this connection, the limit is {self._unsent_limit}",
             )
 
     def _over(self, limit: str, message: str) -> RpcError:
@@ -289,20 +289,15 @@ class ServerConnection(Http2Connection):
         return RpcError(Status.RESOURCE_EXHAUSTED, message)
 
     def _on_data(self, event: DataReceived) -> None:
-        call = self._receiving.get(event.stream_id)
+        call = self._calls.get(event.stream_id)
         if call is None:
-            if event.end_stream:  # failed before, the rest of its request was on the way
-                self._refused.discard(event.stream_id)
-            return
-        if call.over:
             if event.end_stream:
-                del self._receiving[event.stream_id]
+                self._on_data_end(event.stream_id)
             return
         data = event.data
         try:
-            if event.end_stream and not call.held and type(call) is ServerCall:
-                call.feed_whole(data, self._limits.message_bytes)
-                del self._receiving[event.stream_id]
+            if event.end_stream and type(call) is ServerCall and call.reader is None:
+                call.feed_whole(data, self._message_bytes)
                 self._ready.append(call)
                 return
             self._feed_piece(call, data)
@@ -312,13 +307,22 @@ class ServerConnection(Http2Connection):
         if event.end_stream:
             self._request_complete(call)
 
+    def _on_data_end(self, stream_id: int) -> None:
+        """The client has ended its side of a stream, other than with a message."""
+        call = self._calls.get(stream_id)
+        if call is not None:
+            self._request_complete(call)
+        else:  # answered before; the rest of its request was on the way
+            self._half_open.pop(stream_id, None)
+            self._refused.discard(stream_id)
+
     def _feed_piece(self, call: Call, data: bytes) -> None:
         if not data:
             self._charge_control()
             return
         call.progress_at = self._received_at
         before = call.held
-        call.feed(data, self._limits.message_bytes)
+        call.feed(data, self._message_bytes)
         self._buffered += call.held - before
         if self._buffered > self._limits.buffered_request_bytes:
             raise self._over(
@@ -330,9 +334,7 @@ class ServerConnection(Http2Connection):
             self._ready.append(call)
 
     def _request_complete(self, call: Call) -> None:
-        del self._receiving[call.stream_id]
-        if call.over:
-            return
+        call.complete = True
         self._release(call)
         try:
             call.feed_end()
@@ -342,21 +344,19 @@ class ServerConnection(Http2Connection):
         self._ready.append(call)
 
     def _on_stream_closed(self, stream_id: int) -> None:
-        self._receiving.pop(stream_id, None)
-        self._refused.discard(stream_id)
         call = self._calls.get(stream_id)
         if call is not None:
             self._finish(call, Status.CANCELLED)
             call.cancelled()
+        if self._half_open:
+            self._half_open.pop(stream_id, None)
+            self._refused.discard(stream_id)
         if self._draining:
             self._close_if_drained()  # a stream closes when its last byte has been written
 
-    def _run(self, call: Call) -> None:
-        try:
-            call.run()
-        except Exception as error:  # noqa: BLE001 - a handler's mistake must not cost the other calls
-            self._report(f"handler of {call!r}", error)
-            call.fail(Status.INTERNAL, f"handler failed: {type(error).__name__}")
+    def _handler_failed(self, call: Call, error: Exception) -> None:
+        self._report(f"handler of {call!r}", error)
+        call.fail(Status.INTERNAL, f"handler failed: {type(error).__name__}")
 
     def guarded(self, callback: Callable[[], None]) -> None:
         """Calls `callback`; its mistakes are reported to the loop and cost nobody else anything."""
@@ -374,18 +374,20 @@ class ServerConnection(Http2Connection):
         """Sends the one answer of a unary call."""
         trailers = _OK_TRAILERS + encode_metadata(trailing) if trailing else _OK_TRAILERS
         parts = message_parts(body)
-        try:
-            self._check_unsent(sum(map(len, parts)))
-        except RpcError as error:
-            self.send_failure(call, error)
-            return
+        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        if self._body_bytes - self._body_taken + size > self._unsent_limit:
+            try:
+                self._check_unsent(size)
+            except RpcError as error:
+                self.send_failure(call, error)
+                return
         self._finish(call, Status.OK)
+        self._body_bytes += size
         codec = self.codec
         stream_id = call.stream_id
         try:
             codec.send_response(stream_id, _HEAD)
             for part in parts:
-                self._body_bytes += len(part)
                 codec.send_data(stream_id, part)
             codec.send_trailers(stream_id, trailers)
         except StreamProtocolError:
@@ -397,16 +399,20 @@ class ServerConnection(Http2Connection):
     def send_failure(self, call: Call, error: RpcError) -> None:
         """Ends a call with the status of `error`."""
         if isinstance(call, StreamCall) and call.headers_sent:
-            headers = _failure_trailers(error)
+            trailers = _failure_trailers(error)
             self._finish(call, error.status)
-            with contextlib.suppress(StreamProtocolError):  # as in send_answer
-                self.codec.send_trailers(call.stream_id, headers)
+            self._send_trailers(call, trailers)
         else:
             headers = _failure_headers(error)
             self._finish(call, error.status)
-            complete = self._receiving.pop(call.stream_id, None) is None
-            self._send_only(call.stream_id, headers, complete=complete)
+            self._send_only(call.stream_id, headers, complete=call.complete)
         self.mark_dirty()
+
+    def _send_trailers(self, call: StreamCall, trailers: tuple[Header, ...]) -> None:
+        if not call.complete:
+            self._half_open[call.stream_id] = self._loop.time()
+        with contextlib.suppress(StreamProtocolError):  # as in send_answer
+            self.codec.send_trailers(call.stream_id, trailers)
 
     def send_message(self, call: StreamCall, body: Body) -> None:
         """Sends one message of a streaming call, and its headers before the first."""
@@ -428,8 +434,7 @@ class ServerConnection(Http2Connection):
         trailers = _OK_TRAILERS + encode_metadata(trailing)
         self._send_head(call)
         self._finish(call, Status.OK)
-        with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self.codec.send_trailers(call.stream_id, trailers)
+        self._send_trailers(call, trailers)
         self.mark_dirty()
 
     def _send_head(self, call: StreamCall) -> None:
@@ -458,6 +463,7 @@ class ServerConnection(Http2Connection):
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
             self.codec.send_response(stream_id, headers, end_stream=True)
             if not complete:
+                self._half_open[stream_id] = self._loop.time()
                 self._refused.add(stream_id)
 
     def flush(self) -> None:
@@ -478,7 +484,8 @@ class ServerConnection(Http2Connection):
 
     def _finish(self, call: Call, status: Status) -> None:
         call.finish()
-        self._release(call)
+        if call.held:
+            self._release(call)
         del self._calls[call.stream_id]
         self._stats.streams -= 1
         self._stats.calls[status] += 1
@@ -497,7 +504,7 @@ class ServerConnection(Http2Connection):
     def _lost(self, reason: str) -> None:
         calls = list(self._calls.values())
         self._calls.clear()
-        self._receiving.clear()
+        self._half_open.clear()
         self._stats.streams -= len(calls)
         for call in calls:
             self._stats.calls[Status.CANCELLED] += 1
@@ -556,17 +563,17 @@ class ServerConnection(Http2Connection):
 
     def _check_bodies(self, now: float) -> None:
         stall = self._limits.body_stall_seconds
-        for call in list(self._receiving.values()):
-            if call.over:
-                # Answered, and the client still has not ended its side.
-                if now - call.progress_at >= stall:
-                    self.codec.reset_stream(call.stream_id, ErrorCode.NO_ERROR)
-                    self.mark_dirty()
-            elif type(call) is ServerCall and now - call.progress_at >= stall:
+        for call in list(self._calls.values()):
+            if type(call) is ServerCall and not call.complete and now - call.progress_at >= stall:
                 self._limit_hit("body_stall_seconds")
                 self._break_off(
                     call, RpcError(Status.DEADLINE_EXCEEDED, f"no byte of the request for {stall:g} s")
                 )
+        for stream_id, since in list(self._half_open.items()):
+            if now - since >= stall:  # answered, and the client still has not ended its side
+                del self._half_open[stream_id]
+                self.codec.reset_stream(stream_id, ErrorCode.NO_ERROR)
+                self.mark_dirty()
 
     def _wants_ping(self) -> bool:
         return bool(self._calls) or super()._wants_ping()
@@ -577,7 +584,7 @@ class ServerConnection(Http2Connection):
 
 
 def _failure_headers(error: RpcError) -> tuple[Header, ...]:
-    return (_HEAD[0], _HEAD[1], *_failure_trailers(error))
+    return _HEAD + _failure_trailers(error)
 
 
 def _failure_trailers(error: RpcError) -> tuple[Header, ...]:
@@ -585,5 +592,5 @@ def _failure_trailers(error: RpcError) -> tuple[Header, ...]:
     if error.message:
         trailers += ((b"grpc-message", encode_message(error.message)),)
     if error.status is Status.UNIMPLEMENTED:
-        trailers += (_HEAD[2],)
+        trailers += _ENCODINGS
     return trailers + encode_metadata(error.trailing)

@@ -10,7 +10,8 @@ import binascii
 import re
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -79,9 +80,11 @@ class MessageReader:
     message is kept.
     """
 
-    __slots__ = ("_compressed", "_encoding", "_have", "_limit", "_need", "_parts")
+    __slots__ = ("_compressed", "_encoding", "_have", "_limit", "_need", "_parts", "count")
 
     def __init__(self, limit: int, encoding: bytes) -> None:
+        self.count = 0
+        """Messages that were complete so far."""
         self._limit = limit
         self._encoding = encoding
         self._parts: list[bytes] = []
@@ -114,6 +117,7 @@ class MessageReader:
             whole = b"".join(self._parts)
             data = whole[self._need :]
             messages.append(self._decoded(whole[: self._need]))
+            self.count += 1
             self._parts, self._have, self._need = [], 0, -1
         return messages
 
@@ -209,6 +213,7 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 _MAX_DIGITS = 8
 
 
+@lru_cache(maxsize=4096)
 def decode_timeout(value: bytes) -> float:
     """Returns the seconds of a `grpc-timeout` value: at most 8 digits and a unit (H M S m u n).
 
@@ -287,16 +292,16 @@ def custom_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes
     INVALID_ARGUMENT when one is no base64.
     """
     custom = [header for header in headers if header[0] not in _PROTOCOL_FIELDS]
-    return tuple(_decoded(custom)) if custom else ()
-
-
-def _decoded(custom: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    for name, value in custom:
-        if name.endswith(b"-bin"):
-            for part in value.split(b","):
-                yield name, _decode_binary(name, part)
-        elif not name.startswith((b":", b"grpc-")):
-            yield name, value
+    if not custom:
+        return ()
+    found: list[tuple[bytes, bytes]] = []
+    for header in custom:
+        name = header[0]
+        if name[-4:] == b"-bin":
+            found += [(name, _decode_binary(name, part)) for part in header[1].split(b",")]
+        elif name[:5] != b"grpc-" and name[:1] != b":":
+            found.append(header)
+    return tuple(found)
 
 
 def _decode_binary(name: bytes, text: bytes) -> bytes:

@@ -224,7 +224,7 @@ def test_too_many_fields_cost_one_call() -> None:
     assert attack(test).stats.limits == {"header_fields": 1}
 
 
-def test_too_many_bytes_of_headers_cost_one_call() -> None:
+def test_too_many_bytes_of_metadata_cost_one_call() -> None:
     async def test(server: Server) -> None:
         client = RawClient(server)
         bad = client.request(extra=[(b"x", b"y" * 16_384)])
@@ -232,7 +232,7 @@ def test_too_many_bytes_of_headers_cost_one_call() -> None:
         client.flush()
         await settle()
         assert client.status(bad) == Status.RESOURCE_EXHAUSTED
-        assert b"bytes of headers, the limit is 16384" in client.answer(bad)[b"grpc-message"]
+        assert b"bytes of metadata, the limit is 16384" in client.answer(bad)[b"grpc-message"]
         assert client.status(good) == Status.OK
 
     assert attack(test).stats.limits == {"header_bytes": 1}
