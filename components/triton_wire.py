@@ -55,7 +55,8 @@ def encode_raw(raw: bytes) -> tuple[bytes, bytes]:
 def decode_outputs(body: bytes, wanted: Sequence[tuple[str, DataType]]) -> list[bytes]:
     """The raw bytes of each wanted output, by name.
 
-    Raises WireError when the body is no ModelInferResponse, an output is missing, or has another datatype.
+    Raises WireError when the body is no ModelInferResponse, an output is missing, has another datatype, or a number
+    that this datatype cannot hold.
     """
     try:
         response = triton_pb2.ModelInferResponse.FromString(body)
@@ -75,7 +76,7 @@ def decode_outputs(body: bytes, wanted: Sequence[tuple[str, DataType]]) -> list[
         if number < len(response.raw_output_contents):
             out.append(response.raw_output_contents[number])
         else:
-            out.append(_from_contents(output.contents, kind))
+            out.append(_from_contents(name, output.contents, kind))
     return out
 
 
@@ -109,9 +110,14 @@ _CONTENTS = {
 }
 
 
-def _from_contents(contents: triton_pb2.InferTensorContents, kind: DataType) -> bytes:
+def _from_contents(name: str, contents: triton_pb2.InferTensorContents, kind: DataType) -> bytes:
     field = _CONTENTS.get(kind)
     values = getattr(contents, field) if field else ()
     if kind is DataType.STRING:
         return b"".join(len(value).to_bytes(4, "little") + value for value in values)
-    return np.array(values, dtype=kind.dtype).tobytes()
+    numbers = np.array(values)
+    cells = numbers.astype(kind.dtype)
+    wrong = np.flatnonzero(cells != numbers) if numbers.dtype.kind in "iu" else ()
+    if len(wrong):  # narrow integers travel in wide ones
+        raise WireError(f"output {name!r} has the value {numbers[wrong[0]]}, which is no {kind.name}")
+    return cells.tobytes()
