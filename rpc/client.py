@@ -239,8 +239,10 @@ class Channel:
         while True:
             try:
                 addresses = await self._resolver.resolve(self._parsed.host, self._parsed.port)
-            except OSError as error:
-                self._resolve_failed(f"cannot resolve {self._parsed.host}: {error}")
+            except Exception as error:  # noqa: BLE001 - OSError, UnicodeError, and whatever a resolver raises
+                self._resolve_failed(
+                    f"cannot resolve {self._parsed.host}: {str(error) or type(error).__name__}"
+                )
             else:
                 self._set_addresses(addresses)
             self._look_up.clear()
@@ -297,7 +299,7 @@ class Channel:
         """An attempt to connect has failed."""
         self._look_up.set()
         if not self._usable and all(one.failures for one in self._endpoints.values()):
-            self._fail_waiting(f"cannot connect to {endpoint}")
+            self._fail_waiting(endpoint.problem)
 
     def endpoint_lost(self, endpoint: Endpoint) -> None:
         """A connection that was ready is not any more."""

@@ -304,6 +304,7 @@ class ClientConnection(Http2Connection):
 
     # Answers are large and come from peers that were chosen: bigger batches, fewer events.
     _feed_bytes = 256 * KiB
+    _reads_while_blocked = True
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ All methods belong to the loop's thread.
 Rules it keeps:
 - The codec gets at most `_feed_bytes` at a time, so that the events of one batch are few, and a stream that
   is opened and reset within a batch costs nothing but the batch.
-- `data_to_send()` is never called while the transport is paused, and nothing is read then: what cannot be
-  sent stays in the codec, where it is counted.
+- `data_to_send()` is never called while the transport is paused, and a server reads nothing then: what cannot
+  be sent stays in the codec, where it is counted.
 - At most FLUSH_BYTES per turn: a large answer of one connection does not delay the others.
 """
 
@@ -52,6 +52,9 @@ class Http2Connection(asyncio.Protocol):
     """Base of both sides. Subclasses implement `_dispatch`, `_lost` and may extend `_tick`."""
 
     _feed_bytes: int = 16 * KiB
+    # Reading stops while writing is blocked, or a peer that asks and does not listen fills the memory. On one
+    # side only: if both did, two ends that send much would wait for each other for ever.
+    _reads_while_blocked: bool = False
 
     def __init__(
         self,
@@ -151,13 +154,14 @@ class Http2Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        if self._transport is not None and not self.closed:
+        if self._transport is not None and not self.closed and not self._reads_while_blocked:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._transport is not None and not self.closed:
-            self._transport.resume_reading()
+            if not self._reads_while_blocked:
+                self._transport.resume_reading()
             self.flush()
 
     def connection_lost(self, error: Exception | None) -> None:

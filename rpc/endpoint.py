@@ -142,11 +142,11 @@ class Endpoint:
                 await outcome
         except TimeoutError:
             self._failed(connection, f"not connected after {settings.connect_seconds:g} s")
-        except OSError as error:  # includes ssl.SSLError
-            self._failed(connection, str(error) or type(error).__name__)
         except asyncio.CancelledError:
             self._give_up(connection, "channel closed")
             raise
+        except Exception as error:  # noqa: BLE001 - OSError and ssl.SSLError, and whatever a connector raises
+            self._failed(connection, str(error) or type(error).__name__)
         finally:
             del self._outcomes[connection]
 
@@ -232,6 +232,11 @@ class Endpoint:
         self._closed = True
         for task in self._attempts:
             task.cancel()
+
+    @property
+    def problem(self) -> str:
+        """Why there is no connection, for people."""
+        return f"cannot connect to {address_text(self.address)}: {self.error}"
 
     def __repr__(self) -> str:
         state = f"{len(self.ready)} ready, {len(self._attempts)} connecting"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the gRPC port, for people and probes: GET and HEAD of a few paths.
+"""Pages on the gRPC port, for people and probes: GET and HEAD of a few paths, and HTTP/1.1 to ask for them.
 
 Requests are answered one after the other, with the answers of plain functions; bodies are not read.
 """
@@ -16,11 +16,11 @@ from rpc.connection import peer_name
 from rpc.limits import Limits, Stats
 from rpc.timers import Timers
 
-__all__ = ["Http1Connection", "HttpHandler", "HttpRequest", "HttpResponse"]
+__all__ = ["METHODS", "Http1Connection", "HttpHandler", "HttpRequest", "HttpResponse", "answer"]
 
 _LINGER: Final = 5.0
 _REQUESTS_PER_TURN: Final = 16
-_METHODS: Final = (b"GET", b"HEAD")
+METHODS: Final = (b"GET", b"HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,25 @@ class HttpResponse:
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """The header fields of the answer."""
+        return [
+            (b"content-type", self.content_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(self.body)),
+            *self.headers,
+        ]
+
 
 HttpHandler = Callable[[HttpRequest], HttpResponse]
+
+
+def answer(loop: asyncio.AbstractEventLoop, handler: HttpHandler, request: HttpRequest) -> HttpResponse:
+    """Returns what `handler` answers, or 500 when it fails, which is reported to the loop."""
+    try:
+        return handler(request)
+    except Exception as error:  # noqa: BLE001 - a handler's mistake must not end the connection silently
+        loop.call_exception_handler({"message": f"handler of {request.path} raised", "exception": error})
+        return HttpResponse(b"internal error\n", 500)
 
 
 class Http1Connection(asyncio.Protocol):
@@ -179,18 +196,14 @@ class Http1Connection(asyncio.Protocol):
         if limit:
             self._stats.limits[limit] += 1
             return HttpResponse(f"over the limit of {limit}\n".encode(), 431)
-        if request.method not in _METHODS:
+        if request.method not in METHODS:
             return HttpResponse(b"only GET and HEAD\n", 405, headers=((b"allow", b"GET, HEAD"),))
         path, _, query = request.target.decode("latin-1").partition("?")
         handler = self._handlers.get(path)
         if handler is None:
             return HttpResponse(b"no such path\n", 404)
         headers = tuple((bytes(name), bytes(value)) for name, value in request.headers)
-        try:
-            return handler(HttpRequest(path, query, headers, self._peer))
-        except Exception as error:  # noqa: BLE001 - a handler's mistake must not end the connection silently
-            self._loop.call_exception_handler({"message": f"handler of {path} raised", "exception": error})
-            return HttpResponse(b"internal error\n", 500)
+        return answer(self._loop, handler, HttpRequest(path, query, headers, self._peer))
 
     def _over_limit(self, request: h11.Request) -> str:
         """The name of the limit that the head of a request exceeds, or nothing."""
@@ -200,11 +213,7 @@ class Http1Connection(asyncio.Protocol):
         return "header_bytes" if size > self._limits.header_bytes else ""
 
     def _send(self, response: HttpResponse, *, with_body: bool) -> None:
-        headers = [
-            (b"content-type", response.content_type.encode("latin-1")),
-            (b"content-length", b"%d" % len(response.body)),
-            *response.headers,
-        ]
+        headers = response.fields()
         if self._last:
             headers.append((b"connection", b"close"))
         machine = self._machine

@@ -147,7 +147,7 @@ class Stats:
         self.calls = [0] * 17
         """Calls answered, by status number; cancelled ones count under CANCELLED."""
         self.http1_requests = 0
-        """HTTP/1.1 requests answered."""
+        """Requests for pages answered, over HTTP/1.1 and HTTP/2."""
         self.limits: Counter[str] = Counter()
         """Limits hit, by the name of the field in `Limits` (`protocol` for plain violations of HTTP/2)."""
 

@@ -47,18 +47,18 @@ class Server:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`handlers` and `stream_handlers` by `/service/method`, `http1` by path for GET and HEAD.
+        """`handlers` and `stream_handlers` by `/service/method`; `http1` by path for GET and HEAD, which are
+        also answered over HTTP/2, as some probes speak nothing else.
 
         Raises ValueError for a malformed path, or one with two handlers.
         """
         self.stats = Stats()
         """Counters, for reading."""
         self.limits = limits or Limits()
-        self._routes = Routes(handlers, stream_handlers or {})
-        self._http1 = dict(http1 or {})
+        self._routes = Routes(handlers, stream_handlers or {}, http1 or {})
         self._tls = tls
         self._listeners: list[asyncio.AbstractServer] = []
-        self._paths: list[str] = []
+        self._sockets: dict[str, int] = {}  # paths of Unix sockets and their inodes
         self._connections: set[Greeter] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -86,7 +86,10 @@ class Server:
         return bound
 
     async def listen_unix(self, path: str | os.PathLike[str]) -> None:
-        """Listens on a Unix socket; the file is replaced if it is there and removed at the end. Raises OSError."""
+        """Listens on a Unix socket. Raises OSError.
+
+        A socket that is already there is replaced; it is removed at the end, unless replaced by another.
+        """
         text = os.fspath(path)
         loop = asyncio.get_running_loop()
         listener = await loop.create_unix_server(
@@ -97,7 +100,7 @@ class Server:
             ssl_handshake_timeout=self._handshake_seconds(),
         )
         self._listeners.append(listener)
-        self._paths.append(text)
+        self._sockets[text] = os.stat(text).st_ino  # noqa: ASYNC240 - a local file, just made
 
     def _handshake_seconds(self) -> float | None:
         return self.limits.preface_seconds if self._tls is not None else None
@@ -120,7 +123,7 @@ class Server:
 
     def _speak_http1(self, on_lost: Callable[[], None]) -> asyncio.Protocol:
         loop = asyncio.get_running_loop()
-        return Http1Connection(loop, self._http1, self.limits, self.stats, on_lost=on_lost)
+        return Http1Connection(loop, self._routes.pages, self.limits, self.stats, on_lost=on_lost)
 
     def _connection_opened(self, connection: Greeter) -> bool:
         if len(self._connections) >= self.limits.connections:
@@ -143,10 +146,11 @@ class Server:
 
     # -- the end -------------------------------------------------------------------------------------------
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float) -> int:
         """Stops accepting, lets calls in flight finish for at most `seconds`, then closes everything.
 
-        Clients are told first to go elsewhere, so that no call is lost: see `ServerConnection.drain`.
+        Returns the number of calls that were cut off. Clients are told first to go elsewhere, so that no call
+        is lost: see `ServerConnection.drain`.
         """
         self._leaving = True
         self._stop_listening()
@@ -154,7 +158,9 @@ class Server:
             connection.drain(seconds)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), seconds)
+        left = self.stats.streams
         await self.close()
+        return left
 
     async def close(self) -> None:
         """Closes everything now; calls in flight are cancelled. Returns when all connections are gone."""
@@ -173,9 +179,11 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for path in self._paths:
-            Path(path).unlink(missing_ok=True)
-        self._paths.clear()
+        for path, inode in self._sockets.items():
+            with contextlib.suppress(FileNotFoundError):
+                if Path(path).stat().st_ino == inode:
+                    Path(path).unlink()
+        self._sockets.clear()
 
     def __repr__(self) -> str:
         return f"<Server {len(self._listeners)} listeners, {self.stats!r}>"

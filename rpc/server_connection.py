@@ -30,6 +30,7 @@ from rpc.codec import (
     WindowUpdated,
 )
 from rpc.connection import Http2Connection
+from rpc.http1 import METHODS, HttpHandler, HttpRequest, answer
 from rpc.limits import Budget, Limits, Stats
 from rpc.status import Metadata, RpcError, Status
 from rpc.wire import (
@@ -66,11 +67,16 @@ _AGE_SPREAD: Final = 0.1  # connections opened together must not end together
 
 
 class Routes:
-    """What a server answers: unary and streaming methods by path."""
+    """What a server answers: unary and streaming methods, and pages for GET, each by path."""
 
-    __slots__ = ("streams", "unary")
+    __slots__ = ("pages", "streams", "unary")
 
-    def __init__(self, unary: Mapping[bytes, Handler], streams: Mapping[bytes, StreamHandler]) -> None:
+    def __init__(
+        self,
+        unary: Mapping[bytes, Handler],
+        streams: Mapping[bytes, StreamHandler],
+        pages: Mapping[str, HttpHandler],
+    ) -> None:
         both = unary.keys() & streams.keys()
         if both:
             raise ValueError(f"methods {sorted(both)} have a unary and a streaming handler")
@@ -79,6 +85,7 @@ class Routes:
                 raise ValueError(f"method path {path!r} is not /service/method")
         self.unary = dict(unary)
         self.streams = dict(streams)
+        self.pages = dict(pages)
 
     def unknown(self, path: bytes) -> str:
         """Why there is no handler for `path`, as text for the client."""
@@ -225,7 +232,7 @@ class ServerConnection(Http2Connection):
             self._stats.calls[error.status] += 1
             return
         if call is None:
-            self._refuse(event, _NOT_GRPC)
+            self._answer_http(event)
             return
         if type(call) is StreamCall:
             self._ready.append(call)
@@ -267,6 +274,27 @@ class ServerConnection(Http2Connection):
         self._calls[stream_id] = call
         self._stats.streams += 1
         return call
+
+    def _answer_http(self, event: RequestReceived) -> None:
+        """Answers a request that is not gRPC: a page if there is one for GET, otherwise 415."""
+        fields = dict(event.headers)
+        path, _, query = fields.get(b":path", b"").decode("latin-1").partition("?")
+        handler = self._routes.pages.get(path)
+        method = fields[b":method"]
+        if handler is None or method not in METHODS:
+            self._refuse(event, _NOT_GRPC)
+            return
+        headers = tuple((name, value) for name, value in event.headers if name[:1] != b":")
+        response = answer(self._loop, handler, HttpRequest(path, query, headers, self.peer))
+        self._stats.http1_requests += 1
+        body = response.body if method == b"GET" else b""
+        head = ((b":status", b"%d" % response.status), *response.fields())
+        with contextlib.suppress(StreamProtocolError):  # as in send_answer
+            self.codec.send_response(event.stream_id, head, end_stream=not body)
+            if body:
+                self._body_bytes += len(body)
+                self.codec.send_data(event.stream_id, body, end_stream=True)
+        self.mark_dirty()
 
     def _check_metadata(self, metadata: tuple[tuple[bytes, bytes], ...]) -> None:
         """Raises RpcError for more custom metadata than is good. (The codec has a bound for all headers.)"""

@@ -304,6 +304,28 @@ def test_an_address_that_refuses() -> None:
     run(main)
 
 
+def test_what_connectors_and_resolvers_raise_is_told() -> None:
+    async def main() -> None:
+        async def connect(*arguments: Any) -> object:
+            raise ValueError("odd address")
+
+        channel = Channel("10.0.0.1:80", connector=connect)
+        error = await failure(channel)
+        assert error.message == "cannot connect to 10.0.0.1:80: odd address"
+        await channel.close()
+
+        class Odd:
+            async def resolve(self, host: str, port: int) -> Sequence[Address]:
+                raise LookupError
+
+        channel = Channel("name:80", resolver=Odd())
+        error = await failure(channel)
+        assert error.message == "cannot resolve name: LookupError"
+        await channel.close()
+
+    run(main)
+
+
 def test_waiting_for_an_address_that_refuses() -> None:
     async def main() -> None:
         server = Server(HANDLERS)

@@ -56,6 +56,20 @@ def test_many_calls_at_once_on_one_connection(world: World) -> None:
     world.run(main)
 
 
+def test_large_bodies_both_ways_at_once(world: World) -> None:
+    """More than any buffer on the way holds: if both ends waited for the other to read, this would hang."""
+
+    async def main() -> None:
+        async with world.serve(HANDLERS) as served:
+            channel = served.channel()
+            bodies = [bytes([i]) * 2_000_000 for i in range(40)]
+            answers = await asyncio.gather(*(channel.unary(ECHO, body, timeout=PATIENCE) for body in bodies))
+            assert answers == bodies
+            assert served.server.stats.limits == {}
+
+    world.run(main)
+
+
 def test_statuses_messages_and_trailing_metadata(world: World) -> None:
     def fail(call: ServerCall) -> None:
         call.fail(Status(int(call.body)), "größer als 100 %\n", trailing=((b"why-bin", b"\x00\xff"),))
@@ -289,7 +303,7 @@ def test_drain_gives_up_after_its_time(world: World) -> None:
             channel = served.channel()
             held = asyncio.create_task(channel.unary("/test.Echo/Hold", b"x", timeout=PATIENCE))
             await until(lambda: bool(holder.calls))
-            await served.server.drain(0.1)
+            assert await served.server.drain(0.1) == 1
             with pytest.raises(RpcError) as caught:
                 await held
             assert caught.value.status is Status.UNAVAILABLE

@@ -231,7 +231,12 @@ def test_curl(short_dir: Path) -> None:
         assert await curl("--http2", url) == "true"  # asks for an upgrade, which is not given
         assert "content-length: 4" in await curl("--head", url)
         assert await curl("--unix-socket", str(path), "http://x/health") == "true"
-        assert server.stats.connections_total == 5
+        assert await curl("--http2-prior-knowledge", f"{url}?a=b") == "true"
+        assert "content-length: 4" in await curl("--http2-prior-knowledge", "--head", url)
+        code = await curl("--http2-prior-knowledge", "-w", "%{http_code}", f"{url}/none")
+        assert code == "415"
+        assert server.stats.connections_total == 8
+        assert server.stats.http1_requests == 8
         await server.close()
         assert not path.exists()
 

@@ -64,6 +64,16 @@ def test_many_calls_of_grpcio() -> None:
     assert server.stats.limits == {}
 
 
+def test_large_bodies_both_ways_with_grpcio() -> None:
+    async def test(channel: grpc.aio.Channel) -> None:
+        call = channel.unary_unary(ECHO)
+        bodies = [bytes([i]) * 2_000_000 for i in range(30)]
+        assert await asyncio.gather(*(call(body, timeout=PATIENCE) for body in bodies)) == bodies
+
+    server = serve(Server({b"/test.Echo/Echo": echo}), test)
+    assert server.stats.limits == {}
+
+
 def test_large_answers_to_grpcio() -> None:
     def large(call: ServerCall) -> None:
         call.respond(bytes(int(call.body)))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
 import pytest
 
+from rpc.client import Channel
 from rpc.limits import Budget, Limits, Rate
 from rpc.resolver import Target, parse_target
 from rpc.server import Server
 from rpc.status import RpcError, Status, status_of_http, status_of_reset
 from rpc.timers import RESOLUTION, Timers
-from tests.rpc.support import echo, run
+from tests.rpc.support import PATIENCE, echo, run
 
 # -- timers ------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,26 @@ def test_limits_that_make_no_sense(field: str, value: float) -> None:
 def test_rates_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match=r"Limits\.resets: .*burst=0"):
         Limits(resets=Rate(burst=0, per_second=1))
+
+
+# -- sockets -----------------------------------------------------------------------------------------------
+
+
+def test_a_unix_socket_belongs_to_the_last_who_listens(short_dir: Path) -> None:
+    path = short_dir / "s.sock"
+
+    async def main() -> None:
+        old, new = Server({b"/a/b": echo}), Server({b"/a/b": echo})
+        await old.listen_unix(path)
+        await new.listen_unix(path)
+        await old.close()
+        channel = Channel(f"unix:{path}")
+        assert await channel.unary("/a/b", b"x", timeout=PATIENCE) == b"x"
+        await channel.close()
+        await new.close()
+        assert not path.exists()
+
+    run(main, virtual=False)
 
 
 # -- routes, targets, statuses -----------------------------------------------------------------------------
