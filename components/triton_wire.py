@@ -117,7 +117,7 @@ def _from_contents(name: str, contents: triton_pb2.InferTensorContents, kind: Da
         return b"".join(len(value).to_bytes(4, "little") + value for value in values)
     numbers = np.array(values)
     cells = numbers.astype(kind.dtype)
-    wrong = np.flatnonzero(cells != numbers) if numbers.dtype.kind in "iu" else ()
-    if len(wrong):  # narrow integers travel in wide ones
-        raise WireError(f"output {name!r} has the value {numbers[wrong[0]]}, which is no {kind.name}")
+    if numbers.dtype.kind in "iu":  # narrow integers travel in wide ones
+        for wrong in numbers[cells != numbers]:
+            raise WireError(f"output {name!r} has the value {wrong}, which is no {kind.name}")
     return cells.tobytes()
