@@ -1,4 +1,4 @@
-"""The standard health service, grpc.health.v1: Check and Watch."""
+"""The standard health service, grpc.health.v1: Check, List and Watch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ SERVICE: Final = "grpc.health.v1.Health"
 FILE: Final = health_pb2.DESCRIPTOR
 """What defines the service, for reflection: tools can then ask for health by name."""
 _CHECK: Final = b"/grpc.health.v1.Health/Check"
+_LIST: Final = b"/grpc.health.v1.Health/List"
 _WATCH: Final = b"/grpc.health.v1.Health/Watch"
 
 _Response = health_pb2.HealthCheckResponse
@@ -46,7 +47,7 @@ class Health:
     @property
     def handlers(self) -> Mapping[bytes, Handler]:
         """Unary methods by path."""
-        return {_CHECK: self._check}
+        return {_CHECK: self._check, _LIST: self._list}
 
     @property
     def stream_handlers(self) -> Mapping[bytes, StreamHandler]:
@@ -64,6 +65,10 @@ class Health:
             call.fail(Status.NOT_FOUND, f"unknown service {service!r}")
         else:
             call.respond(answer)
+
+    def _list(self, call: ServerCall) -> None:
+        states = {service: _Response.FromString(answer) for service, answer in self._answers.items()}
+        call.respond(health_pb2.HealthListResponse(statuses=states).SerializeToString())
 
     def _watch(self, call: StreamCall) -> None:
         call.on_message = lambda body: self._subscribe(call, body)

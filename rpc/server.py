@@ -100,7 +100,7 @@ class Server:
             ssl_handshake_timeout=self._handshake_seconds(),
         )
         self._listeners.append(listener)
-        self._sockets[text] = os.stat(text).st_ino  # noqa: ASYNC240 - a local file, just made
+        self._sockets[text] = os.stat(text).st_ino
 
     def _handshake_seconds(self) -> float | None:
         return self.limits.preface_seconds if self._tls is not None else None

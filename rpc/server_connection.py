@@ -16,6 +16,7 @@ from rpc.codec import (
     DataReceived,
     ErrorCode,
     Event,
+    GoAwayReceived,
     Header,
     PingAcknowledged,
     RequestReceived,
@@ -62,6 +63,8 @@ _LEAST_WINDOW: Final = 65_535  # RFC 9113 section 6.9.2
 _WINDOW_UPDATES_PER_CALL: Final = 8  # grpcio sends two or more, whatever the size of the answer
 _BYTES_PER_WINDOW_UPDATE: Final = 1024
 _CONTROL_FRAMES_PER_CALL: Final = 2
+# The last words of each client in Go name a stream of their own as the last one, which libnghttp2 finds wrong.
+_GOODBYE_OF_GO: Final = b"GOAWAY: invalid last_stream_id"
 _DRAIN_PING: Final = b"draining"
 _AGE_SPREAD: Final = 0.1  # connections opened together must not end together
 
@@ -135,6 +138,7 @@ class ServerConnection(Http2Connection):
         self._window_updates = Budget(limits.window_updates, now)
         self._drain_ping = b""  # the ping whose answer proves that the peer knows of the shutdown
         self._draining = False
+        self._peer_left = False  # it has sent GOAWAY, for reasons of its own
         self._greeted = False  # the client's SETTINGS have come
         self._idle_since = self._opened_at = now
         spread = limits.age_seconds * _AGE_SPREAD
@@ -196,8 +200,12 @@ class ServerConnection(Http2Connection):
             case TrailersReceived():
                 self._on_data_end(event.stream_id)
             case ConnectionClosed():
-                self._count_codec_limit(event.error_code)
+                if not self._peer_left:
+                    self._count_codec_limit(event)
                 self._session_over(event)
+            case GoAwayReceived():
+                self._peer_left = True
+                self._charge_control()
             case StreamReset() | SettingsAcknowledged():
                 pass  # the first is rated by the codec and followed by StreamClosed; the second changes nothing
             case PingAcknowledged() if event.opaque_data == self._drain_ping:
@@ -212,13 +220,14 @@ class ServerConnection(Http2Connection):
         if not self._control.take(self._received_at, self._opened * _CONTROL_FRAMES_PER_CALL):
             self._close_for("control_frames", "too many PING, SETTINGS, PRIORITY or empty DATA frames")
 
-    def _count_codec_limit(self, code: int) -> None:
+    def _count_codec_limit(self, event: ConnectionClosed) -> None:
         """The codec ends a connection itself for resets, glitches and violations; the code tells which."""
+        code = event.error_code
         if code == ErrorCode.ENHANCE_YOUR_CALM:
             self._limit_hit("glitches")
         elif code == ErrorCode.INTERNAL_ERROR:
             self._limit_hit("resets")
-        elif code != ErrorCode.NO_ERROR:
+        elif code != ErrorCode.NO_ERROR and event.debug_data != _GOODBYE_OF_GO:
             self._limit_hit("protocol")
 
     def _on_request(self, event: RequestReceived) -> None:

@@ -510,6 +510,29 @@ def test_connections_over_the_limit_are_closed_at_once() -> None:
     assert attack(test, limits=Limits(connections=3)).stats.limits == {"connections": 2}
 
 
+@pytest.mark.parametrize(
+    ("last_stream", "code", "text"),
+    [
+        (0, ErrorCode.NO_ERROR, b""),
+        (0, ErrorCode.PROTOCOL_ERROR, b"mine"),
+        (1, ErrorCode.NO_ERROR, b"as of Go"),
+    ],
+)
+def test_a_client_that_says_goodbye_breaks_no_rule(last_stream: int, code: int, text: bytes) -> None:
+    async def test(server: Server) -> None:
+        client = RawClient(server)
+        client.request()
+        client.flush()
+        await settle()
+        client.write(frame(GOAWAY, struct.pack(">II", last_stream, code) + text))
+        await settle()
+        assert client.closed or last_stream == 0
+        client.transport.close()
+        await settle()
+
+    assert attack(test).stats.limits == {}
+
+
 # -- slowness and silence ----------------------------------------------------------------------------------
 
 

@@ -55,6 +55,9 @@ def test_check() -> None:
             assert await check("") == Serving.NOT_SERVING  # until it is set
             health.set("", True)
             health.set("a", False)
+            listed = await stub.List(health_pb2.HealthListRequest(), timeout=PATIENCE)
+            states = {name: state.status for name, state in listed.statuses.items()}
+            assert states == {"": Serving.SERVING, "a": Serving.NOT_SERVING}
             assert await check("") == Serving.SERVING
             assert await check("a") == Serving.NOT_SERVING
             with pytest.raises(grpc.aio.AioRpcError) as caught:
