@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import struct
 from collections.abc import Callable, Coroutine
@@ -13,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rpc.calls import ServerCall
-from rpc.client import Channel, ChannelSettings, Reply
-from rpc.codec import PREFACE, ErrorCode
+from rpc.client import Channel, ChannelSettings, ClientCall, Reply
+from rpc.codec import PREFACE, Connection, ErrorCode, Role
 from rpc.connection import FLUSH_BYTES
 from rpc.server import Limits, Rate, Server
 from rpc.status import RpcError, Status
@@ -896,22 +897,87 @@ def test_settings_of_the_peer_that_are_extreme() -> None:
     attack(test, limits=Limits(resets=Rate(burst=1, per_second=1)))
 
 
-def test_a_server_that_sends_nonsense_ends_calls_with_unavailable() -> None:
-    class Nonsense(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport: Any = transport
-            transport.write(frame(SETTINGS))  # type: ignore[attr-defined]
+class Babbler(asyncio.Protocol):
+    """A server that answers every piece of input with the next of its sayings."""
 
-        def data_received(self, data: bytes) -> None:
-            if b"\x01\x05" in data or b"\x01\x04" in data:  # HEADERS
-                self.transport.write(frame(DATA, b"abc", stream=77))
+    def __init__(self, sayings: list[bytes]) -> None:
+        self.sayings = sayings
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.transport.write(frame(SETTINGS))
+
+    def data_received(self, data: bytes) -> None:
+        if self.sayings:
+            self.transport.write(self.sayings.pop(0))
+
+
+def ask_a_babbler(sayings: list[bytes]) -> None:
+    """Every call ends once and in time, whatever the server says."""
 
     async def main() -> None:
-        listener = MemoryListener(Nonsense)
+        listener = MemoryListener(lambda: Babbler(sayings))
         channel = Channel("10.0.0.1:1", connector=listener.connect, settings=ChannelSettings())
-        with pytest.raises(RpcError) as caught:
-            await channel.unary(ECHO, b"x", timeout=5)
-        assert caught.value.status in (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED)
+        replies: list[Reply] = []
+        for i in range(4):
+            channel.start(channel.method(ECHO), b"x" * i, 5.0, replies.append)
+            await settle()
+        await settle(6)
+        assert len(replies) == 4
         await channel.close()
+        assert len(replies) == 4
 
     run(main)
+
+
+@FUZZ
+@given(st.lists(st.one_of(st.binary(max_size=100), FRAMES), max_size=10))
+def test_servers_that_babble(sayings: list[bytes]) -> None:
+    ask_a_babbler(sayings)
+
+
+@FUZZ
+@given(st.data())
+def test_servers_whose_answers_are_damaged(data: st.DataObject) -> None:
+    answer = Connection(Role.SERVER)
+    answer.initiate_connection()
+    answer.receive_data(PREFACE + frame(SETTINGS) + frame(HEADERS, b"\x83\x86\x84", flags=4, stream=1))
+    answer.send_response(1, [(b":status", b"200"), (b"content-type", b"application/grpc")])
+    answer.send_data(1, message(b"y" * data.draw(st.integers(0, 3000))))
+    answer.send_trailers(1, [(b"grpc-status", b"0"), (b"grpc-message", b"%20")])
+    good = bytearray(answer.data_to_send())
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(good) - 1))
+        good[at] = data.draw(st.integers(0, 255))
+    ask_a_babbler([bytes(good)])
+
+
+# -- memory ------------------------------------------------------------------------------------------------
+
+
+def test_answered_calls_are_forgotten_at_once() -> None:
+    """Neither their deadlines keep them nor cycles, which only the garbage collector would find."""
+
+    async def main() -> None:
+        holder = Holder()
+        server = Server({b"/test.Echo/Echo": echo, HOLD: holder})
+        channel = Channel("10.0.0.1:1", connector=MemoryListener(server.connection).connect)
+        for _ in range(20):
+            await channel.unary(ECHO, b"x" * 20_000, timeout=3600.0)
+            replies: list[Reply] = []
+            channel.start(channel.method(HOLD.decode()), b"", 3600.0, replies.append)
+            await settle()
+            holder.calls.pop().respond(b"")
+            await settle()
+        alive = [one for one in gc.get_objects() if isinstance(one, ServerCall | ClientCall)]
+        assert len(alive) <= 2  # the last ones may still be on some stack
+        await channel.close()
+        await server.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main)
+    finally:
+        gc.enable()

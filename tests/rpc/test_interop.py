@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -500,3 +501,29 @@ def test_limits_of_the_server_are_advertised_to_grpcio() -> None:
 
     server = serve(Server({b"/test.Echo/Hold": holder}, limits=Limits(streams=3)), test)
     assert server.stats.limits == {}
+
+
+# -- h2load: a load on loopback, by another implementation of HTTP/2 ----------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("connections", "streams"), [(1, 1), (10, 100)])
+def test_h2load(connections: int, streams: int, short_dir: Any) -> None:
+    body = short_dir / "body"
+    body.write_bytes(b"\0\0\0\0\x64" + bytes(100))
+
+    async def main() -> None:
+        server = Server({b"/test.Echo/Echo": echo})
+        async with listening(server) as target:
+            process = await asyncio.create_subprocess_exec(
+                "h2load", "-n", "5000", "-c", str(connections), "-m", str(streams), "-d", str(body),
+                "-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{target}{ECHO}",
+                stdout=subprocess.PIPE,
+            )  # fmt: skip
+            out, _ = await process.communicate()
+        assert b"5000 succeeded, 0 failed, 0 errored, 0 timeout" in out
+        assert server.stats.calls[Status.OK] == 5000
+        assert server.stats.limits == {}
+        assert server.stats.connections == 0
+
+    run(main, virtual=False)
