@@ -29,6 +29,10 @@ Metadata = Mapping[bytes, bytes]
 POINT_WISE_TARGETS = 0x2A  # tag of field 5, length-delimited
 SLATE_TARGETS = 0x3A  # field 7, in pair and slate requests
 
+# Cells that any request may have. Values take two bytes each at least, so that a table without gaps has always
+# fewer cells than its body has bytes; one with gaps may be as large as that of a usual body.
+CELLS_FOR_ALL = 4 << 20
+
 TargetRows = list[npt.NDArray[np.int32]]
 M = TypeVar("M", bound=Message)
 
@@ -243,7 +247,7 @@ class _PlacedTargets:
     def __init__(
         self, body: bytes, ids: Places, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]
     ) -> None:
-        """starts, sizes [values, rows]: the feature values, size 0 for none."""
+        """starts, sizes [values, rows]: the feature values; where a target has fewer, start and size are 0."""
         self.body = body
         self.rows = len(ids.starts)
         self._ids = ids
@@ -255,8 +259,9 @@ class _PlacedTargets:
 
     def features(self, schema: Schema, reading: Reading) -> list[Column]:
         if len(self._starts) > len(schema):
-            number = int(np.flatnonzero(self._sizes[len(schema)])[0]) if self._sizes[len(schema)].any() else 0
-            raise _too_many_values("targets", number, len(self._starts), "target_input_schema", len(schema))
+            number = int(np.flatnonzero(self._starts[len(schema)])[0])  # no value stands at byte 0
+            count = int(np.count_nonzero(self._starts[:, number]))
+            raise _too_many_values("targets", number, count, "target_input_schema", len(schema))
         columns = []
         for at, part in enumerate(schema):
             kind = _data_type(part.data_type, f"target_input_schema[{at}]", reading)
@@ -274,6 +279,7 @@ def _targets(body: bytes, tag: int, reading: Reading) -> tuple[_PlacedTargets | 
     """The targets (messages of field `tag`) and the bytes of all other fields.
 
     None and the whole body when the reference is to read it: on demand, and whenever the kernels cannot.
+    Raises BadRequest for a table that would be out of all proportion to the body.
     """
     if reading.reference_codecs:
         return None, body
@@ -282,6 +288,7 @@ def _targets(body: bytes, tag: int, reading: Reading) -> tuple[_PlacedTargets | 
     if kernels.scan_request(data, tag, counts) < 0:
         return None, body
     rows, values, other = counts.tolist()
+    _check_cells("targets", rows, values, len(body))
     ids = Places(np.empty(rows, np.int64), np.empty(rows, np.int32))
     starts = np.empty((values, rows), np.int64)
     sizes = np.empty((values, rows), np.int32)
@@ -353,6 +360,8 @@ def _row_columns(
     """The features of targets, pairs or slates, as columns."""
     values = [row.feature_values for row in rows]
     longest = max(map(len, values))
+    if len(values) * longest > CELLS_FOR_ALL:
+        _check_cells(rows_field, len(values), longest, sum(row.ByteSize() for row in rows))
     if longest > len(schema):
         number = next(at for at, row in enumerate(values) if len(row) > len(schema))
         raise _too_many_values(rows_field, number, len(values[number]), schema_field, len(schema))
@@ -370,6 +379,16 @@ def _row_columns(
                 )
         columns.append(Column(part.name, kind, column, part.vector_dim))
     return columns
+
+
+def _check_cells(rows_field: str, rows: int, values: int, size: int) -> None:
+    """Refuses a few long rows among many short ones, `size` bytes together: all are padded to the longest."""
+    limit = max(size, CELLS_FOR_ALL)
+    if rows * values > limit:
+        raise BadRequest(
+            f"{rows_field} has {rows} entries with up to {values} feature_values, which makes a table of "
+            f"{rows * values} cells: the limit is {limit}"
+        )
 
 
 def _data_type(number: int, place: str, reading: Reading) -> DataType:
