@@ -364,7 +364,7 @@ def test_an_expression_that_is_needed_must_be_there() -> None:
 
 
 def test_an_expression_must_be_one() -> None:
-    with pytest.raises(CompileError, match=r"numerix component 'mix': .*'p +'"):
+    with pytest.raises(CompileError, match=r"numerix component 'mix': .*'p \+'"):
         compiled(config_of(numerix=[compute()]), expressions={"weighted": "p +"})
 
 
