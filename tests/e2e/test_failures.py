@@ -117,7 +117,8 @@ def test_sigterm_loses_no_accepted_request(upstreams: UpstreamProcess) -> None:
         code = pod.wait_stopped()
         pod.check_nothing_left(code)
     assert {error.code() for error in load.errors if isinstance(error, grpc.RpcError)} == {Code.UNAVAILABLE}
-    assert not [error for error in load.errors if "refused" not in str(error)]
+    # Refused, or reset before anybody accepted it: either way the service never had the request.
+    assert not [error for error in load.errors if "failed to connect" not in str(error)]
 
 
 def test_readiness_is_503_then_200_then_503(upstreams: UpstreamProcess) -> None:
