@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -233,12 +234,13 @@ class _Compiler:
             if spec.component == fetch.component
         )
         key_columns = {key.col for other in self.fetches for key in other.fs_keys}
+        head = query_head(fetch.fs_request.label, groups.items(), [key.schema for key in fetch.fs_keys])
         return Feature(
             name=fetch.component,
             endpoint=self.upstreams.onfs() if place else None,
             timeout=self.bounds.onfs_timeout,
             batch_size=self.bounds.onfs_batch,
-            head=query_head(fetch.fs_request.label, groups.items(), [key.schema for key in fetch.fs_keys]),
+            head=head,
             key_columns=tuple(key.col for key in fetch.fs_keys),
             keys=tuple(self.layout.external[key.col] for key in fetch.fs_keys),
             composite=self.layout.external[fetch.component_id] if fetch.composite_id else None,
@@ -248,17 +250,21 @@ class _Compiler:
                 for name in place
                 if name in key_columns
             ),
-            caching=self._caching(fetch),
+            caching=self._caching(fetch, head),
             reference=self.bounds.reference_codecs,
         )
 
-    def _caching(self, fetch: FeatureComponent) -> CacheRule | None:
+    def _caching(self, fetch: FeatureComponent, head: bytes) -> CacheRule | None:
         parts = self.config.component_config
         if self.cache is None or not (parts.cache_enabled and fetch.comp_cache_enabled):
             return None
         prefix = f"{self.model_config_id}|{parts.cache_version or 1}|{fetch.component}|"
+        # What is asked, and as what types, is part of the name: a record is laid out by it, and a config can change
+        # without a new cache_version.
+        asked = hashlib.blake2b(head, digest_size=16)
+        asked.update(repr([(name, int(kind)) for name, kind, _, _ in _fetched(fetch)]).encode())
         ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
-        return CacheRule(self.cache, prefix.encode(), float(ttl))
+        return CacheRule(self.cache, prefix.encode() + asked.digest(), float(ttl))
 
     def _predator(self, model: PredatorComponent) -> Predator:
         layout = self.slate_layout if model.slate_component else self.layout
