@@ -244,7 +244,10 @@ class Channel:
                     f"cannot resolve {self._parsed.host}: {str(error) or type(error).__name__}"
                 )
             else:
-                self._set_addresses(addresses)
+                if addresses:
+                    self._set_addresses(addresses)
+                else:
+                    self._resolve_failed(f"{self._parsed.host} has no address")
             self._look_up.clear()
             await asyncio.sleep(_RESOLVE_PAUSE)
             pause = self.settings.resolve_seconds if self._endpoints else _RESOLVE_PAUSE
@@ -334,6 +337,7 @@ class Channel:
             self._closed = True
             if self._resolving is not None:
                 self._resolving.cancel()
+                await asyncio.wait([self._resolving])
             self._end_waiting(
                 Reply(Status.UNAVAILABLE, f"channel to {self.target} is closed", retriable=True)
             )

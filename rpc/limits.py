@@ -64,7 +64,7 @@ class Limits:
     send_stall_seconds: float = 30.0
     """Without the peer taking a byte although there are some for it (closes)."""
     idle_seconds: float = 300.0
-    """Without an open call: a friendly GOAWAY; 0 = never."""
+    """Without an open call: the connection is drained; 0 = never."""
     ping_seconds: float = 60.0
     """Without a byte from the peer while calls are open: a PING is sent; 0 = never."""
     ping_timeout_seconds: float = 20.0
@@ -72,7 +72,7 @@ class Limits:
     age_seconds: float = 0.0
     """Age at which a connection is drained, varied by a tenth either way; 0 = never."""
     age_grace_seconds: float = 30.0
-    """For calls in flight to finish when a connection is drained because of its age."""
+    """For calls in flight to finish when a connection is drained because it is old or idle."""
 
     connection_window_bytes: int = 16 * MiB
     """Flow-control window of the connection. That of a stream is `message_bytes`: a request never waits."""

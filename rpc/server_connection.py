@@ -57,6 +57,7 @@ _ENCODINGS: Final[tuple[Header, ...]] = ((b"grpc-accept-encoding", ACCEPT_ENCODI
 _OK_TRAILERS: Final[tuple[Header, ...]] = ((b"grpc-status", b"0"),)
 _NOT_GRPC: Final[tuple[Header, ...]] = ((b":status", b"415"), (b"accept", b"application/grpc"))
 _GRPC: Final = b"application/grpc"
+_AFTER_GRPC: Final = (b"", b"+", b";")  # application/grpc-web is another protocol
 _IDENTITY: Final = b"identity"
 _FIELD_OVERHEAD: Final = 32  # what a header field costs besides its bytes, RFC 9113 section 6.5.2
 _LEAST_WINDOW: Final = 65_535  # RFC 9113 section 6.9.2
@@ -258,7 +259,10 @@ class ServerConnection(Http2Connection):
                 "header_fields", f"{len(headers)} header fields, the limit is {self._limits.header_fields}"
             )
         fields = dict(headers)
-        if fields[b":method"] != b"POST" or fields.get(b"content-type", b"")[: len(_GRPC)] != _GRPC:
+        kind_of_body = fields.get(b"content-type", b"")
+        if fields[b":method"] != b"POST" or kind_of_body[: len(_GRPC)] != _GRPC:
+            return None
+        if kind_of_body[len(_GRPC) : len(_GRPC) + 1] not in _AFTER_GRPC:
             return None
         path = fields.get(b":path", b"")
         kind: type[Call] = ServerCall
@@ -596,7 +600,7 @@ class ServerConnection(Http2Connection):
             self.drain(limits.age_grace_seconds)
         elif limits.idle_seconds and not self._calls and now - self._idle_since >= limits.idle_seconds:
             self._limit_hit("idle_seconds")
-            self.close(ErrorCode.NO_ERROR, "idle")
+            self.drain(limits.age_grace_seconds)  # a call may be on its way
 
     def _check_bodies(self, now: float) -> None:
         stall = self._limits.body_stall_seconds

@@ -309,7 +309,13 @@ def test_odd_headers(replace: dict[bytes, bytes | None], status: Status | None) 
 
 
 @pytest.mark.parametrize(
-    "replace", [{b"content-type": None}, {b"content-type": b"application/json"}, {b":method": b"GET"}]
+    "replace",
+    [
+        {b"content-type": None},
+        {b"content-type": b"application/json"},
+        {b"content-type": b"application/grpc-web+proto"},
+        {b":method": b"GET"},
+    ],
 )
 def test_what_is_not_grpc_is_415(replace: dict[bytes, bytes | None]) -> None:
     async def test(server: Server) -> None:
@@ -613,7 +619,27 @@ def test_a_client_without_calls_is_sent_away() -> None:
         assert not client.closed
         await settle(20)
         assert client.closed
-        assert client.goaway == (ErrorCode.NO_ERROR, b"idle")
+        assert client.goaway is not None
+        assert client.goaway[0] == ErrorCode.NO_ERROR
+
+    assert attack(test).stats.limits == {"idle_seconds": 1}
+
+
+def test_an_idle_client_whose_call_crosses_the_goodbye_is_served() -> None:
+    async def test(server: Server) -> None:
+        client = RawClient(server)
+        client.request()
+        client.flush()
+        await settle()
+        client.link.server.stalled = True  # what the server says is on a long way
+        await settle(302)
+        late = client.request()
+        client.flush()
+        await settle()
+        client.link.server.resume_delivery()
+        await settle()
+        assert client.status(late) == Status.OK
+        assert client.closed
 
     assert attack(test).stats.limits == {"idle_seconds": 1}
 
