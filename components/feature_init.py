@@ -15,7 +15,7 @@ from dag.component import Scoring, Slates
 from dag.layout import Layout
 from dag.plan import Plan
 from shared.datatypes import DataType
-from shared.shm_matrix import ShmMatrix, Slot, TextColumn, TypedColumn
+from shared.shm_matrix import MatrixFull, ShmMatrix, Slot, TextColumn, TypedColumn
 
 __all__ = ["Brought", "BroughtSlates", "Column", "Places", "initialize"]
 
@@ -76,6 +76,17 @@ class _Texts:
         self.slot = slot
         self._heap, self._at = slot.copy(body) if body else (NO_HEAP, 0)
 
+    def spread(self, name: str, size: int, rows: int) -> None:
+        """Refuses a text that all rows share when it would not fit once for each: that is how models get it.
+
+        Raises MatrixFull.
+        """
+        if size * rows > self.slot.limit:
+            raise MatrixFull(
+                f"column {name!r} has one value of {size} bytes for {rows} rows, which makes {size * rows} bytes: "
+                f"the limit is {self.slot.limit} (INFERFLOW_MAX_MATRIX_BYTES)"
+            )
+
     def column(self, values: Sequence[bytes] | Places) -> TextColumn:
         if isinstance(values, Places):
             starts = values.starts + self._at
@@ -92,6 +103,8 @@ def _matrix(layout: Layout, rows: int, columns: Sequence[Column], texts: _Texts)
         if external is None:
             continue
         text = texts.column(column.values)
+        if text.constant:
+            texts.spread(column.name, int(text.sizes[0]), rows)
         if column.data_type.element is DataType.STRING:
             matrix.texts[external] = text
         else:

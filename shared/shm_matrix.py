@@ -100,6 +100,11 @@ class Slot:
         self._at = 0
         self._lock = threading.Lock()
 
+    @property
+    def limit(self) -> int:
+        """Bytes that one request may take."""
+        return self._pool.limit
+
     def place(self, size: int) -> tuple[Bytes, int]:
         """Room for `size` bytes, **not** zeroed: the whole chunk it is in, and where it starts there.
 
