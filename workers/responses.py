@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 import mmh3
 import numpy as np
@@ -19,19 +20,35 @@ from dag.plan import OutputColumn, Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
 
-__all__ = ["point_wise", "retrieve", "sampled", "slate_wise"]
+__all__ = ["ResponseTooLarge", "point_wise", "retrieve", "sampled", "slate_wise"]
+
+MAX_BYTES = 48 << 20  # of an answer: features that all rows share are stored once, and answered for every row
+MAX_CAUSE = 500  # characters of an error text, which stands in every row that it is about
+
+
+class ResponseTooLarge(Exception):
+    """An answer of more than MAX_BYTES; the message says of how many rows and columns."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(f"the answer to {rows} rows with {columns} columns is larger than {MAX_BYTES} bytes")
 
 
 def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
     """InferflowResponseProto: the column names, then one row of texts per matrix row.
 
-    `model_schema`: show the models' inputs before the other features.
+    `model_schema`: show the models' inputs before the other features. Raises ResponseTooLarge.
     """
     matrix = scoring.matrix
     columns = plan.answer.model_schema if model_schema else plan.answer.features
     response = inferflow_pb2.InferflowResponseProto()
     response.component_data.add(data=[column.name for column in columns])
-    values = [texts(matrix, column.source, matrix.all_rows) for column in columns]
+    values = []
+    size = 0
+    for column in columns:
+        values.append(texts(matrix, column.source, matrix.all_rows))
+        size += sum(map(len, values[-1]))
+        if size > MAX_BYTES:
+            raise ResponseTooLarge(matrix.rows, len(columns))
     for row in zip(*values, strict=True) if values else [()] * matrix.rows:
         response.component_data.add(data=[text.decode("utf-8", "replace") for text in row])
     if scoring.failures:
@@ -41,13 +58,14 @@ def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
 
 
 def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
-    """PointWiseResponse."""
-    columns = plan.answer.features
+    """PointWiseResponse. Raises ResponseTooLarge."""
+    columns, matrix = plan.answer.features, scoring.matrix
+    errors = _row_errors(scoring.failures, matrix.rows)
     return b"".join(
         (
-            _schema(0x0A, columns, scoring.matrix),
-            _scores(TARGET_SCORES, columns, scoring.matrix, scoring.failures, reference),
-            _text_field(0x1A, _request_error(scoring)),
+            _schema(0x0A, columns, matrix),
+            _scores(TARGET_SCORES, columns, matrix, errors, reference),
+            _text_field(0x1A, _summary(scoring.failures) if errors and all(errors) else ""),
         )
     )
 
@@ -55,18 +73,21 @@ def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
 def slate_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     """SlateWiseResponse, or PairWiseResponse: their fields have the same numbers.
 
-    There are no slate scores when the config answers none.
+    There are no slate scores when the config answers none. Raises ResponseTooLarge.
     """
     slates = scoring.slates
     assert slates is not None
     targets, own = plan.answer.targets, plan.answer.slates
+    errors = _row_errors(scoring.failures, scoring.matrix.rows)
+    slate_errors = _slate_errors(scoring, errors)
+    all_failed = bool(errors and all(errors)) and (not own or bool(slate_errors and all(slate_errors)))
     return b"".join(
         (
-            _scores(SLATE_SCORES, own, slates.matrix, _inherited(scoring), reference) if own else b"",
-            _scores(TARGET_SCORES, targets, scoring.matrix, scoring.failures, reference),
+            _scores(SLATE_SCORES, own, slates.matrix, slate_errors, reference) if own else b"",
+            _scores(TARGET_SCORES, targets, scoring.matrix, errors, reference),
             _schema(0x1A, targets, scoring.matrix),
             _schema(0x22, own, slates.matrix),
-            _text_field(0x2A, _request_error(scoring)),
+            _text_field(0x2A, _summary([*scoring.failures, *slates.failures]) if all_failed else ""),
         )
     )
 
@@ -114,25 +135,28 @@ def _scores(
     tag: int,
     columns: Sequence[OutputColumn],
     matrix: ShmMatrix,
-    failures: Sequence[Failure],
+    errors: Errors | None,
     reference: bool,
 ) -> bytes:
     """The scores of all rows as field `tag` of a response.
 
     TargetScore, PairScore and SlateScore have the same fields: 1 error, 2 output_values.
     """
-    if not (reference or failures):
+    if not (reference or errors):
         packed = _packed_scores(tag, columns, matrix)
         if packed is not None:
             return packed
     values = [_values(matrix, column) for column in columns]
-    errors = _row_errors(failures, matrix.rows)
     out = bytearray()
-    for row in range(matrix.rows):
-        score = predict_pb2.TargetScore(error=errors[row], output_values=[column[row] for column in values])
+    for row, error in enumerate(errors or [()] * matrix.rows):
+        score = predict_pb2.TargetScore(
+            error="; ".join(error), output_values=[column[row] for column in values]
+        )
         message = score.SerializeToString()
         out += field_head(tag, len(message))
         out += message
+        if len(out) > MAX_BYTES:
+            raise ResponseTooLarge(matrix.rows, len(columns))
     return bytes(out)
 
 
@@ -145,6 +169,8 @@ def _packed_scores(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix)
     while number < len(columns):
         end = _collect(matrix, columns[number], scratch.heap, at, starts[number], sizes[number])
         if end == kernels.NO_ROOM:
+            if len(scratch.heap) >= MAX_BYTES:
+                raise ResponseTooLarge(matrix.rows, len(columns))
             # What was collected so far goes with the old heap: once more from the start, in a larger one.
             scratch.grow_heap()
             at = number = 0
@@ -207,22 +233,6 @@ def _collect(
     )
 
 
-def _inherited(scoring: Scoring) -> list[Failure]:
-    """The failures of the slates: their own, and those of the targets they name, which were scored as zeros."""
-    slates = scoring.slates
-    assert slates is not None
-    if not scoring.failures:
-        return slates.failures
-    out = []
-    for failure in scoring.failures:
-        if failure.rows is None:
-            rows = [number for number, targets in enumerate(slates.targets) if len(targets)]
-        else:
-            rows = [n for n, targets in enumerate(slates.targets) if np.isin(targets, failure.rows).any()]
-        out.append(Failure(failure.component, failure.cause, np.array(rows, np.int32)))
-    return out + slates.failures
-
-
 def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:
     """Raw bytes of an answered column: of its byte column if it has one, else of what the request brought."""
     if column.source.byte is not None:
@@ -231,26 +241,32 @@ def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:
     return [b""] * matrix.rows if brought is None else brought[1]
 
 
-def _row_errors(failures: Sequence[Failure], rows: int) -> list[str]:
-    """The error text of each row: its failures, each once, in the order in which they happened."""
+Errors = Sequence[Collection[str]]
+"""Of each row its error texts, each once, in the order in which they happened."""
+
+
+def _row_errors(failures: Sequence[Failure], rows: int) -> Errors | None:
+    """None when there are none."""
+    if not failures:
+        return None
     texts: list[dict[str, None]] = [{} for _ in range(rows)]
     for failure in failures:
         text = _text(failure)
         for row in range(rows) if failure.rows is None else failure.rows.tolist():
             texts[row][text] = None
-    return ["; ".join(row) for row in texts]
+    return texts
 
 
-def _request_error(scoring: Scoring) -> str:
-    """Why all rows failed; "" when some row is whole."""
-    failures = list(scoring.failures)
-    if not failures:
-        return ""
-    whole = not all(_row_errors(failures, scoring.matrix.rows))
-    if scoring.slates is not None:
-        failures += scoring.slates.failures
-        whole = whole or not all(_row_errors(scoring.slates.failures, scoring.slates.matrix.rows))
-    return "" if whole else _summary(failures)
+def _slate_errors(scoring: Scoring, targets: Errors | None) -> Errors | None:
+    """The errors of the slates: those of the targets they name, which were scored as zeros, and their own."""
+    slates = scoring.slates
+    assert slates is not None
+    own = _row_errors(slates.failures, slates.matrix.rows)
+    if targets is None:
+        return own
+    named = (itertools.chain.from_iterable(targets[row] for row in rows.tolist()) for rows in slates.targets)
+    both = zip(named, own or [()] * slates.matrix.rows, strict=True)
+    return [dict.fromkeys((*inherited, *errors)) for inherited, errors in both]
 
 
 def _summary(failures: Sequence[Failure]) -> str:
@@ -258,4 +274,5 @@ def _summary(failures: Sequence[Failure]) -> str:
 
 
 def _text(failure: Failure) -> str:
-    return f"{failure.component}: {failure.cause}"
+    text = f"{failure.component}: {failure.cause}"
+    return text if len(text) <= MAX_CAUSE else text[: MAX_CAUSE - 1] + "…"

@@ -130,6 +130,9 @@ class Service:
                 return
             try:
                 out = self._respond(method, plan, scoring, metadata)
+            except responses.ResponseTooLarge as error:
+                reply(Status.RESOURCE_EXHAUSTED, str(error))
+                return
             except Exception as error:
                 log.exception("response failed", extra={"model_config_id": plan.model_config_id})
                 reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
