@@ -569,6 +569,34 @@ def test_configs_versions_and_components_do_not_share_entries() -> None:
     assert asked == 3  # version 0 is version 1, and the last is the first once more
 
 
+FIRST = groups(("a", "FP32", ["x"]), ("b", "FP32", ["y"]), ("a", "FP32", ["z"]))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        groups(("a", "FP32", ["x", "z"]), ("b", "FP32", ["y"])),  # the same query, other places
+        groups(("a", "FP32", ["x", "z", "w"]), ("b", "FP32", ["y"])),
+        groups(("a", "FP64", ["x"]), ("b", "FP32", ["y"]), ("a", "FP32", ["z"])),
+        groups(("c", "FP32", ["x"]), ("b", "FP32", ["y"]), ("a", "FP32", ["z"])),
+    ],
+)
+def test_a_config_that_asks_otherwise_does_not_read_old_entries(
+    second: dict[str, Any], reference: bool
+) -> None:
+    cache = FeatureCache(1 << 20)
+    for request in (FIRST, second):
+        part = fetch(fs_request=request, comp_cache_enabled=True)
+        plan = compiled(
+            config_of(features=[part], cache_enabled=True), cache=cache, reference_codecs=reference
+        )
+        store = Store(lambda *asked: f"{asked[2]}.{asked[3]}x".encode())
+        with matrix_pool() as slot:
+            got = Fetched(plan, slot, 1, {"catalog_id": [b"a"]}, store)
+            assert store.asked == [[("a",)]]
+            assert got.raw("catalog:b:y") == [b"b.yx"]
+
+
 def test_keys_that_read_alike_when_joined_are_not_taken_for_each_other(reference: bool) -> None:
     cache = FeatureCache(1 << 20)
     config = config_of(features=[PAIR | {"comp_cache_enabled": True}], cache_enabled=True)
