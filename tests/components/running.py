@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from components import compile as compiling
 from components.cache import FeatureCache
 from components.columns import byte_values, texts
 from components.compile import Bounds, compile_plan
@@ -116,7 +117,7 @@ def config_of(
 def compiled(
     config: Mapping[str, Any],
     *,
-    upstreams: Upstreams | None = None,
+    upstreams: compiling.Upstreams | None = None,
     expressions: Mapping[str, str] | None = None,
     cache: FeatureCache | None = None,
     **bounds: Any,

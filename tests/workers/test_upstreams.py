@@ -1,0 +1,167 @@
+"""The upstreams of a worker, by what a server sees of their calls."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from components.compile import CompileError
+from dag.component import Endpoint, Reply
+from rpc.calls import ServerCall
+from rpc.server import Server
+from shared.settings import NumerixSettings, OnfsSettings, PredatorSettings, Settings
+from tests.components.running import compiled, config_of
+from workers.upstreams import COMPUTE, FETCH, INFER, ChannelEndpoint, WorkerUpstreams, targets_of, with_port
+
+PATIENCE = 60.0
+
+
+class World:
+    """A server that stands for all upstreams, and a worker's ways to it."""
+
+    def __init__(self, port: int, seen: list[tuple[bytes, dict[bytes, bytes], bytes]]) -> None:
+        self.port = port
+        self.seen = seen
+        self.upstreams = WorkerUpstreams(
+            Settings(
+                name="shop",
+                onfs=OnfsSettings(host="127.0.0.1", port=port, caller_id="me", caller_token="secret"),
+                predator=PredatorSettings(port=port, caller_id="p", caller_token="t"),
+                numerix=NumerixSettings(host="127.0.0.1", port=port),
+            )
+        )
+
+    async def call(self, endpoint: Endpoint | None, *body: bytes, timeout: float = PATIENCE) -> Reply:  # noqa: ASYNC109
+        assert endpoint is not None
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        endpoint.start(body, timeout, done.set_result)
+        assert not done.done()  # later, never from within
+        return await asyncio.wait_for(done, PATIENCE)
+
+
+Story = Callable[[World], Coroutine[Any, Any, None]]
+
+
+def tell(story: Story) -> None:
+    seen: list[tuple[bytes, dict[bytes, bytes], bytes]] = []
+
+    def answer(call: ServerCall) -> None:
+        seen.append((call.path, dict(call.metadata), call.body))
+        call.respond(b"re: " + call.body)
+
+    async def main() -> None:
+        server = Server({path.encode(): answer for path in (FETCH, INFER, COMPUTE)})
+        world = World(await server.listen_tcp("127.0.0.1", 0), seen)
+        try:
+            await story(world)
+        finally:
+            await world.upstreams.close()
+            await server.close()
+
+    asyncio.run(main())
+
+
+def test_calls_carry_the_credentials_of_their_service() -> None:
+    async def story(world: World) -> None:
+        for endpoint, path, headers in (
+            (
+                world.upstreams.onfs(),
+                FETCH,
+                {b"online-feature-store-caller-id": b"me", b"online-feature-store-auth-token": b"secret"},
+            ),
+            (
+                world.upstreams.predator("127.0.0.1"),
+                INFER,
+                {b"predator-caller-id": b"p", b"predator-auth-token": b"t"},
+            ),
+            (world.upstreams.numerix(), COMPUTE, {b"numerix-caller-id": b"shop"}),
+        ):
+            reply = await world.call(endpoint, b"head ", b"and body")
+            assert (reply.status, reply.body) == (0, b"re: head and body")
+            seen_path, metadata, _ = world.seen.pop()
+            assert seen_path == path.encode()
+            assert {name: metadata.get(name) for name in headers} == headers
+
+    tell(story)
+
+
+def test_methods_of_one_address_share_a_channel_and_endpoints_are_kept() -> None:
+    async def story(world: World) -> None:
+        upstreams = world.upstreams
+        onfs, predator = upstreams.onfs(), upstreams.predator(f"127.0.0.1:{world.port}")
+        assert upstreams.onfs() is onfs
+        assert upstreams.predator("127.0.0.1") is predator
+        assert isinstance(onfs, ChannelEndpoint)
+        assert isinstance(predator, ChannelEndpoint)
+        assert onfs.channel is predator.channel
+        other = upstreams.predator("127.0.0.1:1")
+        assert isinstance(other, ChannelEndpoint)
+        assert other.channel is not onfs.channel
+        assert repr(upstreams) == "<WorkerUpstreams 2 channels>"
+
+    tell(story)
+
+
+def test_a_channel_that_no_plan_uses_is_closed() -> None:
+    async def story(world: World) -> None:
+        kept, dropped = world.upstreams.onfs(), world.upstreams.predator("127.0.0.1:1")
+        assert world.upstreams.close_unused() == []
+        del dropped
+        gc.collect()
+        assert world.upstreams.close_unused() == ["127.0.0.1:1"]
+        assert (await world.call(kept, b"x")).status == 0
+
+    tell(story)
+
+
+def test_a_plan_knows_its_targets() -> None:
+    async def story(world: World) -> None:
+        model = {
+            "component": "rank",
+            "model_name": "ranker",
+            "model_end_points": [{"endpoint": "a", "percentage": 40}, {"endpoint": "b:7", "percentage": 60}],
+            "inputs": [{"name": "in", "features": ["x"], "shape": [1], "data_type": "FP32"}],
+            "outputs": [
+                {"name": "out", "model_scores": ["s"], "model_scores_dims": [[1]], "data_type": "FP32"}
+            ],
+        }
+        plan = compiled(config_of(predators=[model]), upstreams=world.upstreams)
+        assert set(targets_of(plan)) == {f"a:{world.port}", "b:7"}
+
+    tell(story)
+
+
+def test_a_failing_call_is_a_reply() -> None:
+    async def story(world: World) -> None:
+        reply = await world.call(world.upstreams.predator("127.0.0.1:1"), b"x", timeout=0.05)
+        assert reply.status in (4, 14)
+        assert reply.message
+
+    tell(story)
+
+
+def test_hosts_that_are_not_configured() -> None:
+    upstreams = WorkerUpstreams(Settings())
+    with pytest.raises(CompileError, match="EXTERNAL_SERVICE_ONFS_FS_HOST is empty"):
+        upstreams.onfs()
+    assert upstreams.numerix() is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "wanted"),
+    [
+        ("models", "models:8090"),
+        ("models:9000", "models:9000"),
+        ("10.0.0.1", "10.0.0.1:8090"),
+        ("[::1]", "[::1]:8090"),
+        ("[::1]:9000", "[::1]:9000"),
+        ("[fe80::12]", "[fe80::12]:8090"),
+        ("a.b-c.local:1", "a.b-c.local:1"),
+    ],
+)
+def test_ports_that_are_left_out(endpoint: str, wanted: str) -> None:
+    assert with_port(endpoint, 8090) == wanted
