@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from components.cache import FeatureCache
@@ -18,9 +17,10 @@ from components.numerix_wire import ComputeCodec
 from components.onfs_wire import query_head
 from components.predator import ModelRoute, Output, Predator, RequestHeads, Score, ScoreBlock
 from components.tensors import TensorInput
+from dag.columns import calibration_columns, fetched, id_column, layouts, score_sizes, slate_scores
 from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
-from dag.layout import Layout, LayoutBuilder
+from dag.layout import Layout
 from dag.plan import Answer, OutputColumn, Plan, schedule
 from dag.topology import Topology
 from shared.datatypes import DataType, data_type
@@ -28,7 +28,6 @@ from shared.datatypes import DataType, data_type
 __all__ = ["Bounds", "CompileError", "Upstreams", "compile_plan"]
 
 DEFAULT_CACHE_TTL = 100.0  # seconds
-CONFIG_ID_COLUMN = "inferflow_config_id"
 
 
 class CompileError(ValueError):
@@ -95,7 +94,7 @@ class _Compiler:
         self.fetches = parts.feature_components
         self.models = parts.predator_components
         self.computes = parts.numerix_components
-        self.layout, self.slate_layout = self._layouts()
+        self.layout, self.slate_layout = layouts(model_config_id, config)
 
     def plan(self, digest: str) -> Plan:
         named: dict[str, Component] = {}
@@ -115,90 +114,26 @@ class _Compiler:
             layout=self.layout,
             slate_layout=self.slate_layout,
             answer=self._answer(),
-            id_column=self._id_column(),
+            id_column=id_column(self.config),
             constants=tuple(
-                (self.layout.external[name], text.encode()) for name, text in self._calibration_columns()
+                (self.layout.external[name], text.encode())
+                for name, text in calibration_columns(self.model_config_id, self.config)
             ),
             composites=frozenset(fetch.component_id for fetch in self.fetches if fetch.composite_id),
         )
 
-    # --- columns
-
-    def _layouts(self) -> tuple[Layout, Layout]:
-        targets, slates = LayoutBuilder(), LayoutBuilder()
-        for name in self._mentioned():
-            targets.mention(name)
-            slates.mention(name)
-        for fetch in self.fetches:
-            targets.write(
-                fetch.component,
-                [(name, kind, 0 if kind.is_vector else 1) for name, kind, _, _ in _fetched(fetch)],
-            )
-        for model in self.models:
-            builder = slates if model.slate_component else targets
-            builder.write(model.component, [column for columns in _scores(model) for column in columns])
-        for compute in self.computes:
-            builder = slates if compute.slate_component else targets
-            builder.write(compute.component, [(compute.score_col, _numerix_type(compute), 1)])
-        return targets.build(), slates.build()
-
-    def _mentioned(self) -> Iterable[str]:
-        """Every column name of the config: what a request may bring that anybody reads."""
-        yield self._id_column()
-        for fetch in self.fetches:
-            yield from (key.col for key in fetch.fs_keys)
-            if fetch.composite_id:
-                yield fetch.component_id
-            yield from (name for name, *_ in _fetched(fetch))
-        for model in self.models:
-            yield from itertools.chain.from_iterable(part.features for part in model.inputs)
-            yield from itertools.chain.from_iterable(part.model_scores for part in model.outputs)
-        for compute in self.computes:
-            yield compute.component_id
-            yield compute.score_col
-            yield from compute.score_mapping.values()
-        for name, _ in self._calibration_columns():
-            yield name
-        yield from self.config.response_config.features
-
-    def _slate_scores(self) -> list[str]:
-        """The columns of the slates' matrix, in component order."""
-        names = [
-            name
-            for model in self.models
-            if model.slate_component
-            for part in model.outputs
-            for name in part.model_scores
-        ]
-        return names + [compute.score_col for compute in self.computes if compute.slate_component]
-
-    def _id_column(self) -> str:
-        """The first response feature that is a column of the targets.
-
-        Without response features it is `id`; when all of them are slate scores, the id that the models name.
-        """
-        features = self.config.response_config.features
-        slate_scores = set(self._slate_scores())
-        named = (model.component_id for model in self.models if features and model.component_id)
-        return next((name for name in features if name not in slate_scores), next(named, "id"))
-
-    def _calibration_columns(self) -> list[tuple[str, str]]:
-        models = [model for model in self.models if model.calibration]
-        if not models:
-            return []
-        columns = [(f"{model.calibration}_model", model.model_name) for model in models]
-        return [*columns, (CONFIG_ID_COLUMN, self.model_config_id)]
+    # --- answers
 
     def _answer(self) -> Answer:
         features = list(dict.fromkeys(self.config.response_config.features))
-        slate_scores = self._slate_scores()
+        of_slates = slate_scores(self.config)
         inputs = itertools.chain.from_iterable(
             part.features for model in self.models for part in model.inputs
         )
         return Answer(
             features=tuple(self._feature_output(name) for name in features),
-            targets=tuple(self._output(self.layout, name) for name in features if name not in slate_scores),
-            slates=tuple(self._output(self.slate_layout, name) for name in slate_scores if name in features),
+            targets=tuple(self._output(self.layout, name) for name in features if name not in of_slates),
+            slates=tuple(self._output(self.slate_layout, name) for name in of_slates if name in features),
             model_schema=tuple(self._feature_output(name) for name in dict.fromkeys([*inputs, *features])),
         )
 
@@ -262,7 +197,7 @@ class _Compiler:
         # What is asked, and as what types, is part of the name: a record is laid out by it, and a config can change
         # without a new cache_version.
         asked = hashlib.blake2b(head, digest_size=16)
-        asked.update(repr([(name, int(kind)) for name, kind, _, _ in _fetched(fetch)]).encode())
+        asked.update(repr([(name, int(kind)) for name, kind, *_ in fetched(fetch)]).encode())
         ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
         return CacheRule(self.cache, prefix.encode() + asked.digest(), float(ttl))
 
@@ -279,11 +214,11 @@ class _Compiler:
             for column in block.spec.columns
         }
         outputs = []
-        for part, dims in zip(model.outputs, _dims(model), strict=True):
-            ends = list(itertools.accumulate(dims, initial=0))
+        for part, sizes in zip(model.outputs, score_sizes(model), strict=True):
+            ends = list(itertools.accumulate(sizes, initial=0))
             scores = tuple(
                 Score(*place[name], first, count)
-                for name, first, count in zip(part.model_scores, ends, dims, strict=False)
+                for name, first, count in zip(part.model_scores, ends, sizes, strict=False)
             )
             outputs.append(Output(part.name, data_type(part.data_type).element, ends[-1], scores))
         inputs = tuple(
@@ -364,7 +299,7 @@ def _merged_groups(fetch: FeatureComponent) -> dict[str, list[str]]:
     """Group label → features asked for. A label that stands twice is asked once, with the features of both:
     the feature store answers only the last of two groups of one label."""
     groups: dict[str, list[str]] = {}
-    for _, _, label, feature in _fetched(fetch):
+    for _, _, label, feature, _ in fetched(fetch):
         groups.setdefault(label, []).append(feature)
     return groups
 
@@ -373,32 +308,7 @@ def _places(fetch: FeatureComponent, groups: Mapping[str, list[str]]) -> dict[st
     """Column name → place of its value in an answered row."""
     order = [(label, feature) for label, features in groups.items() for feature in features]
     number = {asked: place for place, asked in enumerate(order)}
-    return {name: number[label, feature] for name, _, label, feature in _fetched(fetch)}
-
-
-def _fetched(fetch: FeatureComponent) -> Iterable[tuple[str, DataType, str, str]]:
-    """(column, type, group label, feature) of every feature asked for, in config order."""
-    for group in fetch.fs_request.feature_groups:
-        for written in group.features:
-            feature, _, override = written.partition("@")
-            kind = data_type(override or group.data_type)
-            name = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:{feature}"
-            yield name, kind, group.label, feature
-
-
-def _dims(model: PredatorComponent) -> list[list[int]]:
-    """Elements of each score, per output."""
-    return [[math.prod(dims) for dims in part.model_scores_dims] for part in model.outputs]
-
-
-def _scores(model: PredatorComponent) -> Iterable[list[tuple[str, DataType, int]]]:
-    """(column, type, elements) of every score, per output."""
-    for part, counts in zip(model.outputs, _dims(model), strict=True):
-        element = data_type(part.data_type).element
-        yield [
-            (name, element if dims == [1] else element.vector, count)
-            for name, dims, count in zip(part.model_scores, part.model_scores_dims, counts, strict=True)
-        ]
+    return {name: number[label, feature] for name, _, label, feature, _ in fetched(fetch)}
 
 
 _NEW_SCORES = frozenset((DataType.FP64, DataType.UINT8, DataType.UINT16, DataType.UINT32, DataType.UINT64))
@@ -410,7 +320,3 @@ def _string_scores_type(kind: DataType) -> DataType:
     if kind.element in _NEW_SCORES or (kind.is_vector and "INT" not in kind.name):
         return kind
     return DataType.STRING
-
-
-def _numerix_type(compute: NumerixComponent) -> DataType:
-    return data_type(compute.data_type) if compute.data_type else DataType.FP32
