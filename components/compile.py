@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from components.cache import FeatureCache
@@ -17,7 +17,7 @@ from components.numerix_wire import ComputeCodec
 from components.onfs_wire import query_head
 from components.predator import ModelRoute, Output, Predator, RequestHeads, Score, ScoreBlock
 from components.tensors import TensorInput
-from dag.columns import calibration_columns, fetched, id_column, layouts, score_sizes, slate_scores
+from dag.columns import Fetched, calibration_columns, fetched, id_column, layouts, score_sizes, slate_scores
 from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
 from dag.layout import Layout
@@ -94,6 +94,7 @@ class _Compiler:
         self.fetches = parts.feature_components
         self.models = parts.predator_components
         self.computes = parts.numerix_components
+        self.fetched = {fetch.component: tuple(fetched(fetch)) for fetch in self.fetches}
         self.layout, self.slate_layout = layouts(model_config_id, config)
 
     def plan(self, digest: str) -> Plan:
@@ -161,8 +162,9 @@ class _Compiler:
     # --- components
 
     def _feature(self, fetch: FeatureComponent) -> Feature:
-        groups = _merged_groups(fetch)
-        place = _places(fetch, groups)
+        asked = self.fetched[fetch.component]
+        groups = _merged_groups(asked)
+        place = _places(asked, groups)
         blocks = tuple(
             FetchedBlock(number, spec, tuple(place[column.name] for column in spec.columns))
             for number, spec in enumerate(self.layout.blocks)
@@ -196,8 +198,9 @@ class _Compiler:
         prefix = f"{self.model_config_id}|{parts.cache_version or 1}|{fetch.component}|"
         # What is asked, and as what types, is part of the name: a record is laid out by it, and a config can change
         # without a new cache_version.
+        types = [(one.name, int(one.data_type)) for one in self.fetched[fetch.component]]
         asked = hashlib.blake2b(head, digest_size=16)
-        asked.update(repr([(name, int(kind)) for name, kind, *_ in fetched(fetch)]).encode())
+        asked.update(repr(types).encode())
         ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
         return CacheRule(self.cache, prefix.encode() + asked.digest(), float(ttl))
 
@@ -295,20 +298,20 @@ class _Compiler:
             raise CompileError(f"numerix component {compute.component!r}: {error}") from error
 
 
-def _merged_groups(fetch: FeatureComponent) -> dict[str, list[str]]:
+def _merged_groups(asked: Iterable[Fetched]) -> dict[str, list[str]]:
     """Group label → features asked for. A label that stands twice is asked once, with the features of both:
     the feature store answers only the last of two groups of one label."""
     groups: dict[str, list[str]] = {}
-    for _, _, label, feature, _ in fetched(fetch):
-        groups.setdefault(label, []).append(feature)
+    for one in asked:
+        groups.setdefault(one.group, []).append(one.feature)
     return groups
 
 
-def _places(fetch: FeatureComponent, groups: Mapping[str, list[str]]) -> dict[str, int]:
+def _places(asked: Iterable[Fetched], groups: Mapping[str, list[str]]) -> dict[str, int]:
     """Column name → place of its value in an answered row."""
-    order = [(label, feature) for label, features in groups.items() for feature in features]
-    number = {asked: place for place, asked in enumerate(order)}
-    return {name: number[label, feature] for name, _, label, feature, _ in fetched(fetch)}
+    starts = itertools.accumulate((len(features) for features in groups.values()), initial=0)
+    following = {label: itertools.count(start) for label, start in zip(groups, starts, strict=False)}
+    return {one.name: next(following[one.group]) for one in asked}
 
 
 _NEW_SCORES = frozenset((DataType.FP64, DataType.UINT8, DataType.UINT16, DataType.UINT32, DataType.UINT64))

@@ -61,16 +61,16 @@ class FetchedLayout:
         self.line_bytes = at
         for number, block in enumerate(self.blocks):
             width = block.spec.width
-            for column, asked in enumerate(block.asked):
-                constant, per_line = self._constant[asked], self._per_line[asked]
-                constant[kernels.WIDTH] = width
-                constant[kernels.CELLS] = column * (width or 1)
-                constant[kernels.STRIDE] = width * len(block.asked)
-                constant[kernels.STATES] = column
-                constant[kernels.STATE_STRIDE] = len(block.asked)
-                if width:
-                    per_line[kernels.CELLS] = self.cells_at[number]
-                per_line[kernels.STATES] = self.states_at[number]
+            asked = np.array(block.asked, np.intp)
+            column = np.arange(len(asked))
+            self._constant[asked, kernels.WIDTH] = width
+            self._constant[asked, kernels.CELLS] = column * (width or 1)
+            self._constant[asked, kernels.STRIDE] = width * len(asked)
+            self._constant[asked, kernels.STATES] = column
+            self._constant[asked, kernels.STATE_STRIDE] = len(asked)
+            if width:
+                self._per_line[asked, kernels.CELLS] = self.cells_at[number]
+            self._per_line[asked, kernels.STATES] = self.states_at[number]
 
     def shape(self, lines: int) -> LinesShape:
         """Where everything lies for this many lines."""

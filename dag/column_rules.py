@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dag.config import FeatureComponent, ModelConfig, ModelInput, NumerixComponent, PredatorComponent
 from dag.field_rules import PARTS, Problems, column_type, known_type
-from dag.problems import Problem, did_you_mean, join
+from dag.problems import Problem, at_index, did_you_mean, join
 from dag.topology import Topology
 from shared.datatypes import DataType
 
@@ -110,7 +110,7 @@ def column_warnings(config: ModelConfig, columns: Columns, given: Collection[str
         if read.of_slates and read.name in of_slates and read.name not in written:
             yield Problem(read.path, f"{read.name!r} is a slate score: models of slates read target columns")
     mentions = [(read.name, read.path) for read in columns.reads if not read.as_key]
-    mentions += [(name, join("response_config.features", at)) for at, name in enumerate(features)]
+    mentions += [(name, at_index("response_config.features", at)) for at, name in enumerate(features)]
     places: dict[str, str] = {}
     for name, path in mentions:
         if name not in written and name not in of_slates and name not in expected:
@@ -129,13 +129,21 @@ def column_warnings(config: ModelConfig, columns: Columns, given: Collection[str
 
 def _fetched(path: str, fetch: FeatureComponent) -> Iterator[Write]:
     for at, group in enumerate(fetch.fs_request.feature_groups):
+        prefix = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:"
+        place = join(path, "fs_request", "featureGroups", at, "features")
+        types = {group.data_type: _cell(group.data_type)}  # there are thousands of features, of few types
         for number, feature in enumerate(group.features):
             name, type_name = column_type(feature, group.data_type)
-            column = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:{name}"
-            place = join(path, "fs_request", "featureGroups", at, "features", number)
-            kind = known_type(type_name)
-            elements = 1 if kind is not None and not kind.is_vector else 0
-            yield Write(column, fetch.component, place, kind, elements, fetched=True)
+            if type_name not in types:
+                types[type_name] = _cell(type_name)
+            kind, elements = types[type_name]
+            yield Write(prefix + name, fetch.component, at_index(place, number), kind, elements, fetched=True)
+
+
+def _cell(type_name: str) -> tuple[DataType | None, int]:
+    """The type of a fetched feature, and how many values are in a cell; 0 when not known."""
+    kind = known_type(type_name)
+    return kind, 1 if kind is not None and not kind.is_vector else 0
 
 
 def _composite(path: str, fetch: FeatureComponent) -> Iterator[Write]:
@@ -173,9 +181,9 @@ def _keys(path: str, fetch: FeatureComponent) -> Iterator[Read]:
 
 def _inputs(path: str, model: PredatorComponent) -> Iterator[Read]:
     for at, tensor in enumerate(model.inputs):
+        place = join(path, "inputs", at, "features")
         for number, name in enumerate(tensor.features):
-            place = join(path, "inputs", at, "features", number)
-            yield Read(name, model.component, place, model.slate_component)
+            yield Read(name, model.component, at_index(place, number), model.slate_component)
 
 
 def _mapped(path: str, compute: NumerixComponent) -> Iterator[Read]:

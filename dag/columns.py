@@ -71,12 +71,15 @@ def layouts(model_config_id: str, config: ModelConfig) -> Layouts:
 
 def fetched(fetch: FeatureComponent) -> Iterator[Fetched]:
     """Every feature asked for, in config order."""
+    kinds: dict[str, DataType] = {}  # there are thousands of features, of few types
     for group in fetch.fs_request.feature_groups:
+        prefix = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:"
         for written in group.features:
             feature, _, override = written.partition("@")
             kind = override or group.data_type
-            name = f"{fetch.col_name_prefix}{fetch.fs_request.label}:{group.label}:{feature}"
-            yield Fetched(name, data_type(kind), group.label, feature, kind)
+            if kind not in kinds:
+                kinds[kind] = data_type(kind)
+            yield Fetched(prefix + feature, kinds[kind], group.label, feature, kind)
 
 
 def score_sizes(model: PredatorComponent) -> list[list[int]]:

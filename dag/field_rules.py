@@ -16,12 +16,12 @@ from dag.config import (
     NumerixComponent,
     PredatorComponent,
 )
-from dag.problems import Problem, did_you_mean, join
+from dag.problems import Problem, at_index, did_you_mean, join
 from shared.datatypes import DataType, data_type
 
 __all__ = ["column_type", "components", "field_problems", "field_warnings", "known_type", "variable"]
 
-Problems = Iterator[Problem]
+Problems = Iterable[Problem]
 
 PARTS = "component_config"
 MOST = 2**31 - 1  # what every reader of these configs holds in an int, with room to multiply by element sizes
@@ -110,6 +110,11 @@ def _named(path: str, value: str) -> Problems:
         yield Problem(path, "is empty: a name is needed")
 
 
+def _listed_name(path: str, at: int, value: str) -> Problems:
+    """`_named` for one of a long list: its path is made only when it is needed."""
+    return () if value and not value.isspace() else _named(at_index(path, at), value)
+
+
 def _typed(path: str, name: str) -> Problems:
     if not name:
         yield Problem(path, "is empty: name a data type, such as DataTypeFP32")
@@ -196,12 +201,12 @@ def _group(path: str, group: FeatureGroup) -> Problems:
     yield from _typed(join(path, "data_type"), group.data_type)
     if not group.features:
         yield Problem(join(path, "features"), "is empty: list features, or leave the group out")
+    place = join(path, "features")
     for at, feature in enumerate(group.features):
         name, type_name = column_type(feature, group.data_type)
-        place = join(path, "features", at)
-        yield from _named(place, name)
+        yield from _listed_name(place, at, name)
         if "@" in feature:
-            yield from _typed(place, type_name)
+            yield from _typed(at_index(place, at), type_name)
 
 
 def _predator(path: str, model: PredatorComponent) -> Problems:
@@ -252,8 +257,9 @@ def _input(path: str, tensor: ModelInput) -> Problems:
     yield from _named(join(path, "name"), tensor.name)
     if not tensor.features:
         yield Problem(join(path, "features"), "is empty: list the columns of this input")
+    place = join(path, "features")
     for at, feature in enumerate(tensor.features):
-        yield from _named(join(path, "features", at), feature)
+        yield from _listed_name(place, at, feature)
     yield from _typed(join(path, "data_type"), tensor.data_type)
     place = join(path, "shape")
     if not tensor.shape:

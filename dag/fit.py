@@ -59,6 +59,8 @@ def _fit(value: Any, kind: inspect.Type, path: str, into: Fitted) -> Any:
         case inspect.StructType() if isinstance(value, dict):
             return _fit_struct(value, kind, path, into)
         case inspect.ListType() if isinstance(value, list):
+            if isinstance(kind.item_type, inspect.StrType) and all(type(item) is str for item in value):
+                return value  # long lists are of names: no path of theirs is needed
             return [_fit(item, kind.item_type, join(path, at), into) for at, item in enumerate(value)]
         case inspect.DictType() if isinstance(value, dict):
             _refuse_twice(value, path, into)

@@ -15,6 +15,9 @@ from shared.datatypes import DataType
 __all__ = ["BlockSpec", "ByteColumn", "Layout", "LayoutBuilder", "Source"]
 
 
+_SIZES = {kind: kind.size for kind in DataType}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ByteColumn:
     """One byte column: its place and its type. `count` elements a cell, 0 where that varies."""
@@ -77,19 +80,20 @@ class LayoutBuilder:
         Raises ValueError for a column that has a writer already.
         """
         by_width: dict[int, list[tuple[str, DataType, int]]] = {}
-        for name, kind, count in columns:
-            by_width.setdefault(count * kind.size, []).append((name, kind, count))
+        for one in columns:
+            by_width.setdefault(one[2] * _SIZES[one[1]], []).append(one)
         for width, members in by_width.items():
             block = len(self._blocks)
             placed = []
-            for column, (name, kind, count) in enumerate(members):
+            for at, (name, kind, count) in enumerate(members):
                 if name in self._owner:
                     raise ValueError(
                         f"column {name!r} is written by both {self._owner[name]!r} and {component!r}"
                     )
                 self._owner[name] = component
-                self._byte[name] = ByteColumn(name, block, column, kind, count)
-                placed.append(self._byte[name])
+                column = ByteColumn(name, block, at, kind, count)
+                self._byte[name] = column
+                placed.append(column)
             self._blocks.append(BlockSpec(component, width, tuple(placed)))
 
     def mention(self, name: str) -> int:

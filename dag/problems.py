@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Problem", "did_you_mean", "join"]
+__all__ = ["Problem", "at_index", "did_you_mean", "join"]
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
@@ -33,6 +33,11 @@ def join(path: str, *steps: str | int) -> str:
         else:
             path += f"[{json.dumps(step, ensure_ascii=False)}]"
     return path
+
+
+def at_index(path: str, index: int) -> str:
+    """`join` of one index: a list of thousands is walked through, item by item."""
+    return f"{path}[{index}]"
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.7) -> str:
