@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cli import config, up, validate
+from cli import config, pod, up, validate
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -33,6 +33,8 @@ def _up(_arguments: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command("up", "Start a pod in the foreground: front doors, workers, config sidecar.", _no_arguments, _up),
+    Command("restart", pod.RESTART_HELP, pod.add_restart, pod.restart),
+    Command("scale", pod.SCALE_HELP, pod.add_scale, pod.scale),
     Command("config", config.HELP, config.add_arguments, config.run),
     Command("validate", validate.HELP, validate.add_arguments, validate.run),
 )

@@ -48,7 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     door = FrontDoor(loop, settings)
     health = Health()
-    readiness = Readiness(door, health, SERVICES)
+    readiness = Readiness(door, health, SERVICES, settings.run_dir)
     streams = Streams({**health.stream_handlers, **Reflection((*FILES, HEALTH_FILE)).stream_handlers})
     server = Server(
         {**door.handlers(METHODS), **health.handlers},

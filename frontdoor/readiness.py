@@ -7,12 +7,14 @@ an active config version, and ends with the first moment of a drain.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import orjson
 
 from frontdoor.door import FrontDoor
 from rpc.health import Health
 from rpc.server import HttpHandler, HttpRequest, HttpResponse
+from shared import crashes
 
 __all__ = ["Readiness"]
 
@@ -20,13 +22,17 @@ _JSON = "application/json"
 
 
 class Readiness:
-    """Follows the workers of `door` and keeps `health` in step, for the whole server and for `services`."""
+    """Follows the workers of `door` and keeps `health` in step, for the whole server and for `services`.
 
-    def __init__(self, door: FrontDoor, health: Health, services: tuple[str, ...]) -> None:
+    `run_dir`: where supervisord keeps the books of crashes.
+    """
+
+    def __init__(self, door: FrontDoor, health: Health, services: tuple[str, ...], run_dir: Path) -> None:
         self._door = door
         self._health = health
         self._services = ("", *services)
         self._draining = False
+        self._run_dir = run_dir
         door.on_readiness = self.update
         self.update()
 
@@ -57,11 +63,12 @@ class Readiness:
 
     def _ready(self, _request: HttpRequest) -> HttpResponse:
         reason = self.reason()
+        loops = crashes.looping(crashes.read(self._run_dir))
         if reason:
-            return _json({"ready": False, "reason": reason}, 503)
+            return _json({"ready": False, "reason": "; ".join([reason, *loops])}, 503)
         dispatcher = self._door.dispatcher
         detail: dict[str, object] = {"ready": True, "version": dispatcher.serving_version}
-        notices = dispatcher.notices()
+        notices = [*dispatcher.notices(), *loops]
         if notices:
             detail["notice"] = "; ".join(notices)
         return _json(detail, 200)

@@ -14,6 +14,9 @@ __all__ = ["Greeter", "Spoken"]
 
 # No method of HTTP/1.1 starts like this, so more of the preface need not be there to decide.
 _DECISIVE: Final = PREFACE[:4]
+_LAST_WORDS_SECONDS: Final = (
+    1.0  # for the first bytes of a connection that the end of the server met without any
+)
 
 
 class Spoken(Protocol):
@@ -56,13 +59,14 @@ class Greeter(asyncio.Protocol):
         self._spoken: Spoken | None = None
         self._seen = b""
         self._bucket: set[Any] = set()
+        self._grace: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if not self._opened(self):
             self._transport.abort()
-            return
-        self._bucket = self._timers.add(self._loop.time() + self._limits.preface_seconds, self)
+        elif self._grace is None:
+            self._bucket = self._timers.add(self._loop.time() + self._limits.preface_seconds, self)
 
     def data_received(self, data: bytes) -> None:
         self._seen += data
@@ -81,11 +85,14 @@ class Greeter(asyncio.Protocol):
         protocol.connection_made(transport)
         seen, self._seen = self._seen, b""
         protocol.data_received(seen)
+        if self._grace is not None:
+            self._spoken.drain(self._grace)
 
     def expire(self) -> None:
         """Nothing to go by came in time."""
         if self._transport is not None and not self._transport.is_closing():
-            self._stats.limits["preface_seconds"] += 1
+            if self._grace is None:
+                self._stats.limits["preface_seconds"] += 1
             self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -97,11 +104,13 @@ class Greeter(asyncio.Protocol):
         self._lost(self)
 
     def drain(self, grace: float) -> None:
-        """Passes on to the connection; one that has not said anything has nothing to finish."""
+        """Passes on to the connection. One that has said nothing yet gets a second: calls may be on their way."""
         if self._spoken is not None:
             self._spoken.drain(grace)
-        elif self._transport is not None:
-            self._transport.abort()
+        elif self._transport is not None and self._grace is None:
+            self._grace = grace
+            self._bucket.discard(self)
+            self._bucket = self._timers.add(self._loop.time() + min(grace, _LAST_WORDS_SECONDS), self)
 
     def close(self, code: int, reason: str) -> None:
         """Closes now, with `code` and `reason` if HTTP/2 is spoken."""

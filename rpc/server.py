@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from rpc.calls import Handler, ServerCall, StreamCall, StreamHandler
 from rpc.codec import ErrorCode
@@ -63,6 +64,7 @@ class Server:
         self._empty = asyncio.Event()
         self._empty.set()
         self._leaving = False
+        self._grace: float | None = None  # while it drains: seconds for connections to finish
 
     # -- listening -----------------------------------------------------------------------------------------
 
@@ -129,12 +131,14 @@ class Server:
         if len(self._connections) >= self.limits.connections:
             self.stats.limits["connections"] += 1
             return False
-        if self._leaving:
+        if self._leaving and self._grace is None:
             return False  # it was accepted while the listeners closed
         self._connections.add(connection)
         self._empty.clear()
         self.stats.connections += 1
         self.stats.connections_total += 1
+        if self._grace is not None:
+            connection.drain(self._grace)
         return True
 
     def _connection_lost(self, connection: Greeter) -> None:
@@ -153,11 +157,15 @@ class Server:
         is lost: see `ServerConnection.drain`.
         """
         self._leaving = True
-        self._stop_listening()
+        self._grace = seconds
+        waiting = self._accept_last()
         for connection in list(self._connections):
             connection.drain(seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                # Of peers that have gone meanwhile only an exception comes back, and nobody misses them.
+                await asyncio.gather(*waiting, return_exceptions=True)
+                await self._empty.wait()
         left = self.stats.streams
         await self.close()
         return left
@@ -165,6 +173,7 @@ class Server:
     async def close(self) -> None:
         """Closes everything now; calls in flight are cancelled. Returns when all connections are gone."""
         self._leaving = True
+        self._grace = None
         self._stop_listening()
         for connection in list(self._connections):
             connection.close(ErrorCode.NO_ERROR, "server closed")
@@ -174,6 +183,35 @@ class Server:
             for connection in list(self._connections):
                 connection.abort()
             await self._empty.wait()
+
+    def _accept_last(self) -> list[asyncio.Task[object]]:
+        """Stops listening on all ports, and takes over the connections that nobody has accepted yet.
+
+        The kernel has shaken hands with them already: closing the port would reset them, and their clients
+        see a server that fails, also where another process listens on the same port. Returns the
+        tasks that connect them.
+        """
+        loop = asyncio.get_running_loop()
+        listening = [
+            socket.socket(fileno=os.dup(one.fileno()))
+            for listener in self._listeners
+            for one in cast(asyncio.Server, listener).sockets  # uvloop's are none by inheritance
+        ]
+        self._stop_listening()
+        tasks: list[asyncio.Task[object]] = []
+        for listener in listening:
+            with listener, contextlib.suppress(BlockingIOError):
+                while True:
+                    accepted, _ = listener.accept()
+                    accepted.setblocking(False)
+                    tasks.append(loop.create_task(self._connect(accepted)))
+        return tasks
+
+    async def _connect(self, accepted: socket.socket) -> object:
+        loop = asyncio.get_running_loop()
+        return await loop.connect_accepted_socket(
+            self.connection, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake_seconds()
+        )
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:

@@ -140,7 +140,7 @@ class Pod:
             path = self.home / "configs" / "expression-config" / f"{name}.json"
             path.write_text(json.dumps({"expression": expression}))
         clean = {name: text for name, text in os.environ.items() if not OURS.match(name)}
-        self._environ = {**clean, **self._settings(upstreams), **environ}
+        self.environ = {**clean, **self._settings(upstreams), **environ}
         self._output = (self.home / "log").open("ab")
         self._popen: subprocess.Popen[str] | None = None
         self._seen: dict[int, str] = {}  # every process of it, and its title
@@ -211,7 +211,7 @@ class Pod:
         return self._popen.pid
 
     def start(self) -> None:
-        self._popen = _spawn("cli.up", environ=self._environ, cwd=self.home, output=self._output)
+        self._popen = _spawn("cli.up", environ=self.environ, cwd=self.home, output=self._output)
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -199,12 +200,37 @@ def test_draining_closes_idle_connections() -> None:
         await browser.say(get("/hello"))
         start = asyncio.get_running_loop().time()
         await server.drain(30)
-        assert asyncio.get_running_loop().time() - start < 1
+        assert asyncio.get_running_loop().time() - start < 2  # the silent one might just be about to speak
         await settle()
         assert browser.closed
         assert silent.closed
 
     run(main)
+
+
+def test_draining_serves_connections_that_nobody_has_accepted() -> None:
+    """The kernel has shaken hands with them: to their clients they look like any other."""
+
+    async def main() -> None:
+        server = Server({}, http1={"/health": lambda request: HttpResponse(b"true")})
+        port = await server.listen_tcp("127.0.0.1", 0)
+        early, late = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+        early.sendall(get("/health"))
+        draining = asyncio.ensure_future(server.drain(30))  # the loop has not turned yet
+        with early, late:
+            for client in (early, late):
+                client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            assert (await loop.sock_recv(early, 1000)).endswith(b"true")
+            await loop.sock_sendall(late, get("/health"))
+            assert (await loop.sock_recv(late, 1000)).endswith(b"true")
+            for client in (early, late):
+                assert await loop.sock_recv(client, 1000) == b""
+        assert await draining == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+    run(main, virtual=False)
 
 
 # -- curl --------------------------------------------------------------------------------------------------
