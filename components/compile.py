@@ -253,7 +253,7 @@ class _Compiler:
         for route in model.routes():
             upto += route.percentage
             heads = RequestHeads(route.model_name, inputs, outputs)
-            routes.append(ModelRoute(upto, self.upstreams.predator(route.endpoint), heads))
+            routes.append(ModelRoute(upto, route.endpoint, self.upstreams.predator(route.endpoint), heads))
         return tuple(routes)
 
     def _numerix(self, compute: NumerixComponent) -> Numerix:

@@ -87,9 +87,10 @@ class RequestHeads:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """One place that calls go to: rolls (1 … 100) up to `upto`."""
+    """One place that calls go to: rolls (1 … 100) up to `upto`. `name` is what the config calls it."""
 
     upto: int
+    name: str
     endpoint: Endpoint
     heads: RequestHeads
 
@@ -125,7 +126,7 @@ class Predator:
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
         batches = self._batches(len(rows))
-        replies = yield self._calls(tensors, batches)
+        replies = yield _calls(self._route(scoring), tensors, batches, self.timeout)
         scores = _Scores(self, matrix)
         for (start, stop), reply in zip(batches, replies, strict=True):
             try:
@@ -137,7 +138,7 @@ class Predator:
     def _run_dropped(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
         tensors, _ = self._build(matrix, matrix.all_rows)
-        yield self._calls(tensors, self._batches(matrix.rows))
+        yield _calls(self._route(scoring), tensors, self._batches(matrix.rows), self.timeout)
 
     def _run_slates(self, scoring: Scoring) -> Steps:
         slates = scoring.slates
@@ -146,12 +147,13 @@ class Predator:
         scores = _Scores(self, slates.matrix)
         if asked:
             calls = []
+            route = self._route(scoring)
             for number in asked:
                 rows = slates.targets[number]
                 tensors, misfits = self._build(scoring.matrix, rows)
                 for misfit in misfits:
                     scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
-                calls += self._calls(tensors, [(0, len(rows))])
+                calls += _calls(route, tensors, [(0, len(rows))], self.timeout)
             replies = yield calls
             for number, reply in zip(asked, replies, strict=True):
                 try:
@@ -174,19 +176,14 @@ class Predator:
         size = self.batch_size or rows
         return [(at, min(at + size, rows)) for at in range(0, rows, size)]
 
-    def _calls(self, tensors: Sequence[Tensor], batches: Sequence[tuple[int, int]]) -> list[Call]:
-        """One call a batch, all to the endpoint that this request is routed to."""
-        route = self._route()
-        return [
-            Call(route.endpoint, _body(route, tensors, start, stop), self.timeout) for start, stop in batches
-        ]
-
-    def _route(self) -> ModelRoute:
-        """Where a request goes: random by percentage (validation has seen that they sum to 100)."""
-        if len(self.routes) == 1:
-            return self.routes[0]
-        roll = random.randint(1, 100)
-        return next(route for route in self.routes if roll <= route.upto)
+    def _route(self, scoring: Scoring) -> ModelRoute:
+        """Where all calls of a request go: random by percentage (validation has seen that they sum to 100)."""
+        route = self.routes[0]
+        if len(self.routes) > 1:
+            roll = random.randint(1, 100)
+            route = next(one for one in self.routes if roll <= one.upto)
+        scoring.routes[self.name] = route.name
+        return route
 
     @functools.cached_property
     def _wanted(self) -> tuple[tuple[str, DataType], ...]:
@@ -196,6 +193,16 @@ class Predator:
         if reply.status:
             raise WireError(cause(reply))
         return decode_outputs(reply.body, self._wanted)
+
+
+def _calls(
+    route: ModelRoute,
+    tensors: Sequence[Tensor],
+    batches: Sequence[tuple[int, int]],
+    timeout: float,
+) -> list[Call]:
+    """One call a batch."""
+    return [Call(route.endpoint, _body(route, tensors, start, stop), timeout) for start, stop in batches]
 
 
 def _body(route: ModelRoute, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:

@@ -78,14 +78,18 @@ class Slates:
 
 
 class Scoring:
-    """One request's data while its DAG runs: the matrix, the slates if it has any, and what went wrong."""
+    """One request's data while its DAG runs: the matrix, the slates if it has any, and what went wrong.
 
-    __slots__ = ("failures", "matrix", "slates")
+    `routes`: model component → the endpoint that this request's calls go to.
+    """
+
+    __slots__ = ("failures", "matrix", "routes", "slates")
 
     def __init__(self, matrix: ShmMatrix, slates: Slates | None = None) -> None:
         self.matrix = matrix
         self.slates = slates
         self.failures: list[Failure] = []
+        self.routes: dict[str, str] = {}
 
     def fail(self, component: str, cause: str, rows: npt.NDArray[np.int32] | None = None) -> None:
         """Notes that `component` could not do its part for these target rows (None: all)."""

@@ -56,6 +56,11 @@ class FdStream(Generic[F]):
         state = "open" if self._open else "closed"
         return f"<FdStream {state}, {self._unsent_bytes} bytes unsent, {len(self._received)} descriptors>"
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return self._unsent_bytes
+
     def send(self, frame: bytes, fd: int | None = None) -> None:
         """Sends a frame, and with it a descriptor, which stays the caller's. Nothing once it is closed."""
         if not self._open:

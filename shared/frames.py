@@ -1,4 +1,4 @@
-"""The frames on the Unix sockets between front doors, workers and the config sidecar.
+"""The frames on the Unix sockets between front doors, workers and the sidecars.
 
 Layouts are those of docs/architecture.md: little-endian, `u32 length` (of what follows) · `u8 kind` ·
 payload. This module turns bytes into typed frames and back; it owns no socket and passes no descriptors.
@@ -26,12 +26,19 @@ __all__ = [
     "Frame",
     "FrameError",
     "FrameReader",
+    "HandOver",
     "Hello",
     "Kind",
+    "Lend",
+    "LogConfig",
+    "LogQuery",
+    "LogSegment",
+    "LogStatus",
     "Metadata",
     "Notice",
     "Prepared",
     "Readiness",
+    "Release",
     "Request",
     "Snapshot",
     "State",
@@ -69,6 +76,13 @@ class Kind(enum.IntEnum):
     ACTIVATE = 19
     CONNECTED = 20
     NOTICE = 21
+    LEND = 32
+    LOG_SEGMENT = 33
+    LOG_CONFIG = 34
+    HAND_OVER = 35
+    RELEASE = 36
+    LOG_QUERY = 37
+    LOG_STATUS = 38
 
 
 class Readiness(enum.IntEnum):
@@ -94,6 +108,11 @@ _ANSWER_HEAD = Struct("<IBQBH")
 _SUBSCRIBE = Struct("<II")
 _SNAPSHOT = Struct("<QQ")
 _VERSION = Struct("<Q")
+_LOG_SEGMENT = Struct("<QQ")
+_LOG_CONFIG = Struct("<II")
+_HAND_OVER = Struct("<IIQQQIII")
+_WHOLE_HAND_OVER = Struct("<IBIIQQQIII")
+_RELEASE = Struct("<IQ")
 
 
 # ---------------------------------------------------------------- the frames
@@ -230,6 +249,89 @@ class Notice(NamedTuple):
         return _whole(Kind.NOTICE, _text(self.text))
 
 
+class Lend(NamedTuple):
+    """Worker → log sidecar, first on a connection. Its ledger rides along with the frame."""
+
+    worker: int
+    pid: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.LEND, _SUBSCRIBE.pack(*self))
+
+
+class LogSegment(NamedTuple):
+    """Worker → log sidecar, before the first slot that has memory there. Its memfd rides along."""
+
+    base: int
+    """Where the worker has mapped it: places are told as the worker's addresses."""
+    size: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.LOG_SEGMENT, _LOG_SEGMENT.pack(*self))
+
+
+class LogConfig(NamedTuple):
+    """Worker → log sidecar, before the first slot that was scored by this version of a config."""
+
+    number: int
+    """The worker's, for the slots to come."""
+    forget: int
+    """An older one that no slot will name any more; the same number when there is none."""
+    document: bytes
+    """JSON; see `shared.log_record.LoggedConfig`."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.LOG_CONFIG, _LOG_CONFIG.pack(self.number, self.forget) + self.document)
+
+
+class HandOver(NamedTuple):
+    """Worker → log sidecar: this slot is yours to read until you release it."""
+
+    slot: int
+    config: int
+    """The number of a LOG_CONFIG."""
+    generation: int
+    check: int
+    """The word that stands at `address` as long as the slot is lent."""
+    address: int
+    """Of the record; see `shared.log_record`."""
+    head: int
+    """Where the record's head begins, in bytes from its start."""
+    length: int
+    """Bytes of the record."""
+    rows: int
+    """Of the targets and the slates."""
+
+    def encode(self) -> bytes:
+        return _WHOLE_HAND_OVER.pack(1 + _HAND_OVER.size, Kind.HAND_OVER, *self)
+
+
+class Release(NamedTuple):
+    """Log sidecar → worker: these slots are the worker's again."""
+
+    slots: tuple[tuple[int, int], ...]
+    """(slot, generation)"""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.RELEASE, b"".join(_RELEASE.pack(*one) for one in self.slots))
+
+
+class LogQuery(NamedTuple):
+    """Anybody → log sidecar: what do the books say?"""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.LOG_QUERY, b"")
+
+
+class LogStatus(NamedTuple):
+    """Log sidecar → whoever asked: a JSON object."""
+
+    document: bytes
+
+    def encode(self) -> bytes:
+        return _whole(Kind.LOG_STATUS, self.document)
+
+
 Frame: TypeAlias = (
     Hello
     | State
@@ -242,6 +344,13 @@ Frame: TypeAlias = (
     | Activate
     | Connected
     | Notice
+    | Lend
+    | LogSegment
+    | LogConfig
+    | HandOver
+    | Release
+    | LogQuery
+    | LogStatus
 )
 F = TypeVar("F", bound=Frame)
 
@@ -521,6 +630,39 @@ def _decode_activate(data: bytes, start: int, end: int) -> Activate:
     return Activate(*_fixed(_VERSION, Kind.ACTIVATE, data, start, end))
 
 
+def _decode_lend(data: bytes, start: int, end: int) -> Lend:
+    return Lend(*_fixed(_SUBSCRIBE, Kind.LEND, data, start, end))
+
+
+def _decode_log_segment(data: bytes, start: int, end: int) -> LogSegment:
+    return LogSegment(*_fixed(_LOG_SEGMENT, Kind.LOG_SEGMENT, data, start, end))
+
+
+def _decode_log_config(data: bytes, start: int, end: int) -> LogConfig:
+    number, forget = _head(_LOG_CONFIG, Kind.LOG_CONFIG, data, start, end)
+    return LogConfig(number, forget, data[start + _LOG_CONFIG.size : end])
+
+
+def _decode_hand_over(data: bytes, start: int, end: int) -> HandOver:
+    return HandOver(*_fixed(_HAND_OVER, Kind.HAND_OVER, data, start, end))
+
+
+def _decode_release(data: bytes, start: int, end: int) -> Release:
+    if (end - start) % _RELEASE.size:
+        raise FrameError(f"RELEASE: payload of {end - start} bytes, must be a multiple of {_RELEASE.size}")
+    return Release(tuple(_RELEASE.iter_unpack(data[start:end])))
+
+
+def _decode_log_query(data: bytes, start: int, end: int) -> LogQuery:
+    if end != start:
+        raise FrameError(f"LOG_QUERY: payload of {end - start} bytes, must be empty")
+    return LogQuery()
+
+
+def _decode_log_status(data: bytes, start: int, end: int) -> LogStatus:
+    return LogStatus(data[start:end])
+
+
 _KINDS: dict[type[Any], Kind] = {
     Hello: Kind.HELLO,
     State: Kind.STATE,
@@ -533,6 +675,13 @@ _KINDS: dict[type[Any], Kind] = {
     Activate: Kind.ACTIVATE,
     Connected: Kind.CONNECTED,
     Notice: Kind.NOTICE,
+    Lend: Kind.LEND,
+    LogSegment: Kind.LOG_SEGMENT,
+    LogConfig: Kind.LOG_CONFIG,
+    HandOver: Kind.HAND_OVER,
+    Release: Kind.RELEASE,
+    LogQuery: Kind.LOG_QUERY,
+    LogStatus: Kind.LOG_STATUS,
 }
 _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.HELLO: _decode_hello,
@@ -546,4 +695,11 @@ _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.ACTIVATE: _decode_activate,
     Kind.CONNECTED: _decode_connected,
     Kind.NOTICE: _decode_notice,
+    Kind.LEND: _decode_lend,
+    Kind.LOG_SEGMENT: _decode_log_segment,
+    Kind.LOG_CONFIG: _decode_log_config,
+    Kind.HAND_OVER: _decode_hand_over,
+    Kind.RELEASE: _decode_release,
+    Kind.LOG_QUERY: _decode_log_query,
+    Kind.LOG_STATUS: _decode_log_status,
 }

@@ -26,6 +26,7 @@ __all__ = [
     "COMPAT_SWITCHES",
     "EtcdSettings",
     "KafkaSettings",
+    "LogSettings",
     "NumerixSettings",
     "OnfsSettings",
     "PredatorSettings",
@@ -43,6 +44,8 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+LOG_KEYS = ("tracking-id", "user-id", "none")
+SASL_MECHANISMS = ("plain", "scram-sha-256", "scram-sha-512")
 COMPAT_SWITCHES = ("string-scores", "text-features")
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic", "disabled")
 
@@ -155,6 +158,12 @@ def _read_zone(text: str) -> datetime.tzinfo:
         raise ValueError from error
 
 
+def _read_mechanism(text: str) -> str:
+    if text.lower() not in SASL_MECHANISMS:
+        raise ValueError
+    return text.upper()
+
+
 def _read_host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:%-]+", text):
         raise ValueError
@@ -173,6 +182,7 @@ def _read_endpoints(text: str) -> tuple[str, ...]:
 
 TEXT: Kind[str] = Kind("text", str)
 HOST: Kind[str] = Kind("a host name or an address", _read_host)
+MECHANISM: Kind[str] = Kind("one of " + ", ".join(SASL_MECHANISMS), _read_mechanism)
 PORT = _integer(1, 65535, "port")
 BOOLEAN: Kind[bool] = Kind(
     "true or false (also 1, 0, yes, no)", _read_boolean, lambda value: "true" if value else "false"
@@ -398,14 +408,139 @@ class NumerixSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaSettings:
-    """Where inference logs go."""
+    """The brokers that inference logs go to."""
 
     bootstrap_servers: tuple[str, ...] = field(
-        default=(), metadata=env("KAFKA_BOOTSTRAP_SERVERS", LIST, "Brokers. Empty: nothing is logged.")
+        default=(),
+        metadata=env(
+            "KAFKA_BOOTSTRAP_SERVERS", LIST, "Brokers of the inference log. Empty: see INFERFLOW_LOG_DIR."
+        ),
     )
     topic: str = field(
         default="",
-        metadata=env(("KAFKA_LOGGING_TOPIC", "KAFKA_V2_LOG_TOPIC"), TEXT, "Topic. Empty: nothing is logged."),
+        metadata=env(
+            ("KAFKA_LOGGING_TOPIC", "KAFKA_V2_LOG_TOPIC"),
+            TEXT,
+            "Topic of the inference log. Empty: nothing is sent to Kafka.",
+        ),
+    )
+    tls: bool = field(
+        default=False,
+        metadata=env("INFERFLOW_KAFKA_TLS", BOOLEAN, "TLS to the brokers, whose certificates are verified."),
+    )
+    ca: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_KAFKA_CA",
+            OPTIONAL_PATH,
+            "PEM file: authorities that the brokers' certificates are verified with. Unset: the system's.",
+        ),
+    )
+    cert: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_KAFKA_CERT",
+            OPTIONAL_PATH,
+            "PEM file: the certificate shown to the brokers (mTLS). Needs INFERFLOW_KAFKA_KEY.",
+        ),
+    )
+    key: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_KAFKA_KEY", OPTIONAL_PATH, "PEM file: its private key. Needs INFERFLOW_KAFKA_CERT."
+        ),
+    )
+    sasl_mechanism: str = field(
+        default="",
+        metadata=env("INFERFLOW_KAFKA_SASL_MECHANISM", MECHANISM, "Unset: no authentication."),
+    )
+    username: str = field(
+        default="", metadata=env("INFERFLOW_KAFKA_USERNAME", TEXT, "User for SASL authentication.")
+    )
+    password: str = field(
+        default="",
+        repr=False,
+        metadata=env("INFERFLOW_KAFKA_PASSWORD", TEXT, "Password of INFERFLOW_KAFKA_USERNAME."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Inference logs on their way from the workers to the brokers, or to files."""
+
+    directory: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_LOG_DIR",
+            OPTIONAL_PATH,
+            "Used when KAFKA_BOOTSTRAP_SERVERS is empty: inference logs are written here as Parquet files. Unset: "
+            "nothing is logged.",
+        ),
+    )
+    file_bytes: int = field(
+        default=16 * MIB,
+        metadata=env(
+            "INFERFLOW_LOG_FILE_BYTES",
+            _size(64 * KIB, 1 * GIB),
+            "Messages in one such file. They are kept in memory until then: at most INFERFLOW_LOG_QUEUE_BYTES.",
+        ),
+    )
+    file_s: float = field(
+        default=60.0,
+        metadata=env(
+            "INFERFLOW_LOG_FILE_SECONDS", _decimal(0.1, 86_400, "s"), "Longest time until a file is written."
+        ),
+    )
+    lent_bytes: int = field(
+        default=64 * MIB,
+        metadata=env(
+            "INFERFLOW_LOG_LENT_BYTES",
+            _size(64 * KIB, 64 * GIB),
+            "Shared memory of one worker for matrices that the log sidecar has not read yet, besides "
+            "INFERFLOW_MATRIX_BYTES. When it is full, rows are dropped and counted.",
+        ),
+    )
+    queue_bytes: int = field(
+        default=64 * MIB,
+        metadata=env(
+            "INFERFLOW_LOG_QUEUE_BYTES",
+            _size(1 * MIB, 64 * GIB),
+            "Encoded messages that are not acknowledged yet. When it is full, rows are dropped and counted.",
+        ),
+    )
+    queue_messages: int = field(
+        default=50_000,
+        metadata=env(
+            "INFERFLOW_LOG_QUEUE_MESSAGES", _integer(1, 10_000_000, "messages"), "The same, as a number."
+        ),
+    )
+    message_bytes: int = field(
+        default=1_000_000,
+        metadata=env(
+            "INFERFLOW_LOG_MESSAGE_BYTES",
+            _size(1 * KIB, 64 * MIB),
+            "Longest message; what is longer is split by rows. At most what brokers and topic take.",
+        ),
+    )
+    key: str = field(
+        default="tracking-id",
+        metadata=env("INFERFLOW_LOG_KEY", _choice(LOG_KEYS), "What decides on a message's partition."),
+    )
+    delivery_s: float = field(
+        default=60.0,
+        metadata=env(
+            "INFERFLOW_LOG_DELIVERY_SECONDS",
+            _decimal(1, 3600, "s"),
+            "How long the delivery of a message is tried. After it, its rows are dropped and counted.",
+        ),
+    )
+    flush_s: float = field(
+        default=5.0,
+        metadata=env(
+            "INFERFLOW_LOG_FLUSH_SECONDS",
+            _decimal(0, 600, "s"),
+            "At SIGTERM: how long the log sidecar tries to deliver what it has.",
+        ),
     )
 
 
@@ -477,6 +612,7 @@ class Settings:
     predator: PredatorSettings = field(default_factory=PredatorSettings)
     numerix: NumerixSettings = field(default_factory=NumerixSettings)
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     statsd: StatsdSettings = field(default_factory=StatsdSettings)
 
     feature_cache_bytes: int = field(
@@ -679,6 +815,13 @@ class Settings:
     )
 
     @property
+    def logs_to(self) -> str:
+        """Where inference logs go: "kafka", "files", or "" for nowhere."""
+        if self.kafka.bootstrap_servers:
+            return "kafka" if self.kafka.topic else ""
+        return "files" if self.log.directory is not None else ""
+
+    @property
     def reference_codecs(self) -> bool:
         return self.codecs == "reference"
 
@@ -708,6 +851,7 @@ class Settings:
         if self.tls.client_ca is not None and self.tls.cert is None:
             yield f"INFERFLOW_TLS_CLIENT_CA={str(self.tls.client_ca)!r}: needs INFERFLOW_TLS_CERT"
         yield from self._etcd_contradictions()
+        yield from self._log_contradictions()
         if self.port == self.admin_port:
             yield f"INFERFLOW_ADMIN_PORT={self.admin_port}: must differ from APP_PORT"
         if self.max_matrix_bytes > self.matrix_bytes:
@@ -720,6 +864,21 @@ class Settings:
                 f"INFERFLOW_MAX_REQUEST_BYTES={_show_size(self.max_request_bytes)}: must be at most "
                 f"INFERFLOW_MAX_HELD_BYTES ({_show_size(self.max_held_bytes)})"
             )
+
+    def _log_contradictions(self) -> Iterator[str]:
+        if (self.kafka.cert is None) != (self.kafka.key is None):
+            yield "INFERFLOW_KAFKA_CERT and INFERFLOW_KAFKA_KEY: both or neither must be set"
+        if bool(self.kafka.sasl_mechanism) != bool(self.kafka.username):
+            yield "INFERFLOW_KAFKA_SASL_MECHANISM and INFERFLOW_KAFKA_USERNAME: both or neither must be set"
+        for name, size in (
+            ("INFERFLOW_LOG_FILE_BYTES", self.log.file_bytes),
+            ("INFERFLOW_LOG_MESSAGE_BYTES", self.log.message_bytes),
+        ):
+            if size > self.log.queue_bytes:
+                yield (
+                    f"{name}={_show_size(size)}: must be at most "
+                    f"INFERFLOW_LOG_QUEUE_BYTES ({_show_size(self.log.queue_bytes)})"
+                )
 
     def _etcd_contradictions(self) -> Iterator[str]:
         if (self.etcd.cert is None) != (self.etcd.key is None):

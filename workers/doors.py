@@ -27,6 +27,7 @@ __all__ = ["DoorLink", "Doors"]
 
 log = logging.getLogger(__name__)
 
+REQUEST_ID = b"inferflow-request-id"  # trailing metadata of every answer
 LOOK_SECONDS = 0.5
 FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
 MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
@@ -112,7 +113,15 @@ class DoorLink(asyncio.Protocol):
             self._tickets[request.id] = ticket
 
     def _answer(self, request_id: int, outcome: Answered) -> None:
-        self._write(answer_head(request_id, int(outcome.status), outcome.message, (), len(outcome.body)))
+        self._write(
+            answer_head(
+                request_id,
+                int(outcome.status),
+                outcome.message,
+                ((REQUEST_ID, outcome.request_id),),
+                len(outcome.body),
+            )
+        )
         if outcome.body:
             self._out.append(outcome.body)
 

@@ -23,11 +23,13 @@ from dag.topology import TopologyCache
 from shared import logs, process
 from shared.config_link import ConfigLink
 from shared.frames import Hello, Readiness, State
+from shared.log_link import LogLink
 from shared.rundir import private_directory
 from shared.settings import Settings
 from shared.shm_matrix import MatrixPool
 from workers.doors import Doors
 from workers.follower import Follower
+from workers.handover import Handover
 from workers.plans import SnapshotConfig
 from workers.requests import Reading
 from workers.service import Service
@@ -47,15 +49,22 @@ class Worker:
         self.settings = settings
         self.loop = loop
         self.executor = Executor(loop, settings.executor_threads)
-        self.pool = MatrixPool(settings.matrix_bytes, settings.max_matrix_bytes)
+        run_dir = private_directory(settings.run_dir)
+        # What is lent to the log sidecar comes on top: requests have what they would have without it.
+        lent_bytes = settings.log.lent_bytes if settings.logs_to else 0
+        self.pool = MatrixPool(settings.matrix_bytes + lent_bytes, settings.max_matrix_bytes)
+        self.log_link: LogLink | None = None
+        if lent_bytes:
+            path = run_dir / "logs.sock"
+            self.log_link = LogLink(loop, path, self.pool, worker=settings.index, limit=lent_bytes)
         self.service = Service(
             self.executor,
             self.pool,
             max_in_flight=settings.max_in_flight,
             reading=Reading("text-features" in settings.compat, settings.reference_codecs),
             sampling_tz=settings.sampling_tz,
+            inference_log=Handover(self.log_link, settings.sampling_tz) if self.log_link else None,
         )
-        run_dir = private_directory(settings.run_dir)
         self.doors = Doors(
             loop,
             run_dir,
@@ -92,11 +101,15 @@ class Worker:
         """Serves until `stop` is set, then drains."""
         process.settle()
         self.config_link.start()
+        if self.log_link is not None:
+            self.log_link.start()
         looking = self.loop.create_task(self.doors.keep_looking())
         await stop.wait()
         await self._drain()
         looking.cancel()
         self.doors.finish()
+        if self.log_link is not None:
+            await self.log_link.close()
         await self.config_link.close()
         await self.follower.close()
         await self.upstreams.close()

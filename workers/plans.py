@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable, Generator, Mapping
 from typing import NamedTuple, cast
 
+import orjson
+
 from components.compile import CompileError
 from dag.plan import Plan
 from shared.snapshot import Head, Snapshot
@@ -39,6 +41,8 @@ class Version:
     expressions: Mapping[str, str]
     waiting: Mapping[str, str]
     """Configs that are served in an older version because a new endpoint does not answer."""
+    service: bytes
+    """The service config as JSON, its keys in order."""
     changed: frozenset[str]
     """Those whose plan is not that of the version that was active when this one was prepared."""
 
@@ -113,7 +117,8 @@ class PlanSet:
             yield name
         served = self.active.plans if self.active is not None else {}
         changed = frozenset(name for name, plan in plans.items() if served.get(name) is not plan)
-        version = Version(head.version, plans, refused, head.expressions, head.waiting, changed)
+        service = orjson.dumps(head.service, option=orjson.OPT_SORT_KEYS)
+        version = Version(head.version, plans, refused, head.expressions, head.waiting, service, changed)
         self._prepared[version.number] = version
         return version
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from components.feature_init import Brought, initialize
 from dag.component import Scoring
 from dag.executor import Execution, Executor
 from dag.plan import Plan
 from rpc.status import Status
-from shared.shm_matrix import MatrixFull, MatrixPool, Slot
+from shared.shm_matrix import MatrixFull, MatrixPool
 from workers import responses
 from workers.plans import PlanSet
 from workers.requests import ADAPTERS, BadRequest, Reading
 
-__all__ = ["Answered", "Service", "Ticket"]
+__all__ = ["RETRIEVE", "Answered", "InferenceLog", "Served", "Service", "Ticket", "user_id"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,31 @@ class Answered(NamedTuple):
     status: Status
     message: str
     body: bytes
+    request_id: bytes
+    """Unique; the client sees it as trailing metadata, and it is in the request's log."""
+
+
+class InferenceLog(Protocol):
+    """Who takes the matrices of requests that were answered."""
+
+    def offer(self, served: Served) -> bool:
+        """Whether it has taken the slot over: then it frees it. A refusal costs the request nothing."""
+        ...
+
+
+class Served(NamedTuple):
+    """A request that was answered, with its matrix still in its slot."""
+
+    method: int
+    plan: Plan
+    service: bytes
+    """The service config, as JSON."""
+    scoring: Scoring
+    tracking_id: str
+    metadata: Mapping[bytes, bytes]
+    request_id: bytes
+    came_ns: int
+    """Unix time in ns."""
 
 
 class _Refused(Exception):
@@ -68,6 +95,7 @@ class Service:
         max_in_flight: int,
         reading: Reading,
         sampling_tz: datetime.tzinfo,
+        inference_log: InferenceLog | None = None,
     ) -> None:
         self.plans = PlanSet()
         self.in_flight = 0
@@ -77,6 +105,9 @@ class Service:
         self._pool = pool
         self._reading = reading
         self._sampling_tz = sampling_tz
+        self._inference_log = inference_log
+        self._prefix = os.urandom(6).hex().encode()  # of request ids: no other worker has it
+        self._requests = 0
 
     def handle(
         self,
@@ -91,13 +122,17 @@ class Service:
         `method` is the place in the list of methods, `deadline` on the clock of the loop.
         """
         ticket = Ticket()
+        self._requests += 1
+        request_id = b"%b%x" % (self._prefix, self._requests)
+        came_ns = time.time_ns()
+        served = False
 
         def reply(status: Status, message: str, body: bytes = b"") -> None:
             self.answered[status] = self.answered.get(status, 0) + 1
-            answer(Answered(status, message, body))
+            answer(Answered(status, message, body, request_id))
 
         try:
-            plan, brought = self._read(method, metadata, body)
+            plan, brought, tracking_id = self._read(method, metadata, body)
             slot = self._pool.acquire()
             try:
                 scoring = initialize(plan, brought, slot)
@@ -121,6 +156,7 @@ class Service:
         self.in_flight += 1
 
         def on_done(execution: Execution) -> None:
+            nonlocal served
             if execution.error is not None:
                 reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
                 return
@@ -137,16 +173,29 @@ class Service:
                 log.exception("response failed", extra={"model_config_id": plan.model_config_id})
                 reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
                 return
+            served = True
             reply(Status.OK, "", out)
 
-        ticket._execution = Execution(
-            self._executor, plan, scoring, deadline, on_done, lambda _: self._free(slot)
-        )
+        def on_idle(_: Execution) -> None:
+            self.in_flight -= 1
+            log_to, version = self._inference_log, self.plans.active
+            if served and tracking_id and log_to is not None and version is not None:
+                whole = Served(
+                    method, plan, version.service, scoring, tracking_id, metadata, request_id, came_ns
+                )
+                if log_to.offer(whole):
+                    return
+            self._pool.release(slot)
+
+        ticket._execution = Execution(self._executor, plan, scoring, deadline, on_done, on_idle)
         ticket._execution.start()
         return ticket
 
-    def _read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought]:
-        """The plan of a request and what it brings. Raises BadRequest, or _Refused when there is no room."""
+    def _read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought, str]:
+        """The plan of a request, what it brings, and its tracking id.
+
+        Raises BadRequest, or _Refused when there is no room.
+        """
         if self.in_flight >= self.max_in_flight:
             raise _Refused(
                 Status.RESOURCE_EXHAUSTED,
@@ -156,11 +205,7 @@ class Service:
             raise _Refused(Status.UNIMPLEMENTED, f"method {method} is none of {len(ADAPTERS)}")
         inquiry = ADAPTERS[method](body, metadata, self._reading)
         plan = self.plans.find(inquiry.model_config_id)
-        return plan, inquiry.bring(plan)
-
-    def _free(self, slot: Slot) -> None:
-        self.in_flight -= 1
-        self._pool.release(slot)
+        return plan, inquiry.bring(plan), inquiry.tracking_id
 
     def _respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
         reference = self._reading.reference_codecs
@@ -170,7 +215,7 @@ class Service:
             return responses.slate_wise(plan, scoring, reference=reference)
         percentage = plan.config.response_config.model_schema_features_perc
         shown = percentage > 0 and responses.sampled(
-            _user_id(plan, scoring, metadata), percentage, datetime.datetime.now(self._sampling_tz)
+            user_id(plan, scoring, metadata), percentage, datetime.datetime.now(self._sampling_tz)
         )
         return responses.retrieve(plan, scoring, model_schema=shown)
 
@@ -178,8 +223,8 @@ class Service:
         return f"<Service {self.in_flight} of {self.max_in_flight} in flight, {self.plans!r}>"
 
 
-def _user_id(plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
-    """The user of a RetrieveModelScore request: its entity, else its metadata."""
+def user_id(plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+    """The user of a request: its entity or feature of this name, else its metadata."""
     external = plan.layout.external.get("user_id")
     column = None if external is None else scoring.matrix.texts[external]
     if column is not None:

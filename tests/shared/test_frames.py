@@ -17,11 +17,18 @@ from shared.frames import (
     Frame,
     FrameError,
     FrameReader,
+    HandOver,
     Hello,
     Kind,
+    Lend,
+    LogConfig,
+    LogQuery,
+    LogSegment,
+    LogStatus,
     Notice,
     Prepared,
     Readiness,
+    Release,
     Request,
     Snapshot,
     State,
@@ -32,7 +39,10 @@ from shared.frames import (
 )
 
 LIMIT = 1 << 20
-ALL = (Hello, State, Request, Cancel, Answer, Subscribe, Snapshot, Prepared, Activate, Connected, Notice)
+ALL = (
+    *(Hello, State, Request, Cancel, Answer, Subscribe, Snapshot, Prepared, Activate, Connected, Notice),
+    *(Lend, LogSegment, LogConfig, HandOver, Release, LogQuery, LogStatus),
+)
 
 u8 = st.integers(0, 2**8 - 1)
 u32 = st.integers(0, 2**32 - 1)
@@ -54,6 +64,13 @@ frames = st.one_of(
     st.builds(Activate, u64),
     st.builds(Connected, st.lists(texts, max_size=4).map(tuple)),
     st.builds(Notice, texts),
+    st.builds(Lend, u32, u32),
+    st.builds(LogSegment, u64, u64),
+    st.builds(LogConfig, u32, u32, bodies),
+    st.builds(HandOver, u32, u32, u64, u64, u64, u32, u32, u32),
+    st.builds(Release, st.lists(st.tuples(u32, u64), max_size=4).map(tuple)),
+    st.just(LogQuery()),
+    st.builds(LogStatus, bodies),
 )
 
 
@@ -163,6 +180,16 @@ def test_the_wire_is_the_documented_one() -> None:
     assert Activate(1).encode() == bytes.fromhex("09000000 13 0100000000000000")
     assert Connected(("a",)).encode() == bytes.fromhex("06000000 14") + b'["a"]'
     assert Notice("é").encode() == bytes.fromhex("03000000 15 c3a9")
+    assert Lend(1, 2).encode() == bytes.fromhex("09000000 20 01000000 02000000")
+    assert LogSegment(1, 2).encode() == bytes.fromhex("11000000 21 0100000000000000 0200000000000000")
+    assert LogConfig(1, 2, b"{}").encode() == bytes.fromhex("0b000000 22 01000000 02000000 7b7d")
+    assert HandOver(1, 2, 3, 4, 5, 6, 7, 8).encode() == bytes.fromhex(
+        "2d000000 23 01000000 02000000 0300000000000000 0400000000000000 0500000000000000"
+        "06000000 07000000 08000000"
+    )
+    assert Release(((1, 2),)).encode() == bytes.fromhex("0d000000 24 01000000 0200000000000000")
+    assert LogQuery().encode() == bytes.fromhex("01000000 25")
+    assert LogStatus(b"{}").encode() == bytes.fromhex("03000000 26 7b7d")
 
 
 def test_heads_leave_the_body_to_the_caller() -> None:
@@ -212,6 +239,8 @@ def test_heads_leave_the_body_to_the_caller() -> None:
         (raw(20, b"["), "CONNECTED: not JSON"),
         (raw(20, b"[1]"), "CONNECTED: must be a JSON list of texts"),
         (raw(21, b"\xff"), "NOTICE: text is not UTF-8 at its byte 0"),
+        (raw(36, bytes(13)), "RELEASE: payload of 13 bytes, must be a multiple of 12"),
+        (raw(37, b"x"), "LOG_QUERY: payload of 1 bytes, must be empty"),
     ],
 )
 def test_a_malformed_frame_names_kind_place_and_bound(wire: bytes, text: str) -> None:

@@ -24,6 +24,9 @@ HELLO = Hello(3, 4711, 256)
 READY = State(Readiness.READY, 5, "")
 
 
+WITH_ID = ((b"inferflow-request-id", b"1d"),)
+
+
 class Job:
     """A request that the service has, and its ticket."""
 
@@ -46,7 +49,7 @@ class Job:
         self.cancelled = True
 
     def ok(self, body: bytes) -> None:
-        self.answer(Answered(Status.OK, "", body))
+        self.answer(Answered(Status.OK, "", body, b"1d"))
 
 
 class ScriptedService:
@@ -243,14 +246,14 @@ def test_requests_are_answered(tell: Callable[[Story], None]) -> None:
         await link.read()
         metadata = ((b"user-id", b"u\xff"), (b"user-id", b"last one counts"))
         link.send(ask(7, b"slow", method=2, metadata=metadata, deadline_us=2_500_000), ask(8, b"echo"))
-        assert await link.read() == Answer(8, 0, "", (), b"echo")
+        assert await link.read() == Answer(8, 0, "", WITH_ID, b"echo")
         (job,) = world.service.jobs
         assert (job.method, job.body, job.metadata) == (2, b"slow", {b"user-id": b"last one counts"})
         assert job.deadline is not None
         assert 0 < job.deadline - world.doors.loop.time() <= 2.5
         assert world.doors.in_flight == 1
-        job.answer(Answered(Status.INVALID_ARGUMENT, "field x", b""))
-        assert await link.read() == Answer(7, 3, "field x", (), b"")
+        job.answer(Answered(Status.INVALID_ARGUMENT, "field x", b"", b"1d"))
+        assert await link.read() == Answer(7, 3, "field x", WITH_ID, b"")
         assert world.doors.in_flight == 0
 
     tell(story)
@@ -275,7 +278,7 @@ def test_many_answers_come_whole_and_in_order(tell: Callable[[Story], None]) -> 
         bodies = [b"echo" + bytes([number % 251]) * (number * 37 % 5000) for number in range(300)]
         link.send(*(ask(number, body) for number, body in enumerate(bodies)))
         for number, body in enumerate(bodies):
-            assert await link.read() == Answer(number, 0, "", (), body)
+            assert await link.read() == Answer(number, 0, "", WITH_ID, body)
 
     tell(story)
 
@@ -290,7 +293,7 @@ def test_a_cancelled_request_is_forgotten(tell: Callable[[Story], None]) -> None
         assert [job.cancelled for job in world.service.jobs] == [True, False]
         assert world.doors.in_flight == 1
         world.service.jobs[1].ok(b"two")
-        assert await link.read() == Answer(2, 0, "", (), b"two")
+        assert await link.read() == Answer(2, 0, "", WITH_ID, b"two")
 
     tell(story)
 
@@ -332,7 +335,7 @@ def test_a_lost_door_cancels_its_requests_and_is_found_again(tell: Callable[[Sto
         again = await door.worker()
         again.send(ask(1, b"echo again"))
         await again.read()
-        assert await again.read() == Answer(1, 0, "", (), b"echo again")
+        assert await again.read() == Answer(1, 0, "", WITH_ID, b"echo again")
         kept.ok(b"")
         await asyncio.wait_for(waiting, PATIENCE)
 
@@ -351,7 +354,7 @@ def test_an_answer_for_a_door_that_is_gone_is_dropped(tell: Callable[[Story], No
         again = await door.worker()
         assert isinstance(await again.read(), State)
         again.send(ask(1, b"echo"))
-        assert await again.read() == Answer(1, 0, "", (), b"echo")
+        assert await again.read() == Answer(1, 0, "", WITH_ID, b"echo")
 
     tell(story)
 
@@ -376,7 +379,7 @@ def test_a_socket_file_without_a_door_does_no_harm(tell: Callable[[Story], None]
         link = await good.worker()
         link.send(ask(1, b"echo"))
         await link.read()
-        assert await link.read() == Answer(1, 0, "", (), b"echo")
+        assert await link.read() == Answer(1, 0, "", WITH_ID, b"echo")
         (world.run_dir / "door-1.sock").unlink()
         late = await world.door(1)
         await late.worker()
@@ -410,11 +413,11 @@ def test_a_bad_frame_ends_that_link_only(tell: Callable[[Story], None], frame: b
         again = await door.worker()
         again.send(ask(2, b"echo"))
         await again.read()
-        assert await again.read() == Answer(2, 0, "", (), b"echo")
+        assert await again.read() == Answer(2, 0, "", WITH_ID, b"echo")
         (kept,) = [job for job in world.service.jobs if not job.cancelled]
         kept.ok(b"fine")
         await other_link.read()
-        assert await other_link.read() == Answer(5, 0, "", (), b"fine")
+        assert await other_link.read() == Answer(5, 0, "", WITH_ID, b"fine")
 
     tell(story)
 
@@ -460,7 +463,7 @@ def test_what_is_unsent_is_sent_before_the_end(tell: Callable[[Story], None]) ->
         await world.service.until(lambda: bool(world.service.jobs))
         world.service.jobs[0].ok(b"last words" * 50_000)
         world.doors.finish()
-        assert await link.read() == Answer(1, 0, "", (), b"last words" * 50_000)
+        assert await link.read() == Answer(1, 0, "", WITH_ID, b"last words" * 50_000)
         await link.closed()
 
     tell(story)
