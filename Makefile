@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-12)
 SETUP_DEMO := $(VENV)/.setup-demo-$(shell cat requirements/demo.txt pyproject.toml | sha256sum | cut -c1-12)
 PROTOS := $(wildcard proto/*.proto)
-CODE := cli components dag frontdoor rpc shared sidecar workers demo bench tests
+CODE := cli components dag frontdoor inferlog rpc shared sidecar workers demo bench tests
 
 .PHONY: setup up demo demo-up tools test test-fast test-full lint bench proto clean
 
@@ -19,7 +19,7 @@ $(SETUP): | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@echo "compiling kernels …"
-	$(BIN)/python -c 'import components.kernels'
+	$(BIN)/python -c 'import components.kernels, inferlog.kernels'
 	@touch $@
 
 $(SETUP_DEMO): $(SETUP)

@@ -12,13 +12,14 @@ import datetime
 import json
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from components.cache import FeatureCache
 from components.compile import Bounds, CompileError, compile_plan
-from dag.component import Endpoint, Pending, Reply
+from components.feature_init import initialize
+from dag.component import Endpoint, Pending, Reply, Scoring
 from dag.config import decode
-from dag.executor import Executor
+from dag.executor import Execution, Executor
 from dag.field_rules import components
 from dag.plan import Plan
 from dag.topology import topology
@@ -28,10 +29,10 @@ from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS, EXPRESSIONS, Text
 from tests.upstreams import COMPUTE, FETCH, INFER, Answer, Upstreams, delay
 from workers.plans import SnapshotConfig
-from workers.requests import Reading
+from workers.requests import ADAPTERS, Reading
 from workers.service import Answered, Service, Ticket
 
-__all__ = ["InProcess", "RecordedCall"]
+__all__ = ["InProcess", "RecordedCall", "Scored"]
 
 PATIENCE = 60.0
 """Seconds after which a test gives up; nothing is expected to take nearly as long."""
@@ -48,6 +49,14 @@ class RecordedCall:
     status: int
     metadata: Mapping[str, str]
     request: bytes
+
+
+class Scored(NamedTuple):
+    """A request whose DAG has run."""
+
+    plan: Plan
+    scoring: Scoring
+    release: Callable[[], None]
 
 
 class _MovableClock:
@@ -177,6 +186,10 @@ class InProcess:
         """The answer to a request; returns when no thread works on it any more."""
         return self._runner.run(self._ask(path, body, metadata or {}, timeout))
 
+    def scored(self, path: str, body: bytes, metadata: Mapping[str, str] | None = None) -> Scored:
+        """The matrix of a request once its DAG has run. Its slot stays taken until `Scored.release`."""
+        return self._runner.run(self._score(path, body, metadata or {}))
+
     def cancelled(self, path: str, body: bytes) -> None:
         """Starts a request and cancels it as soon as it waits for an upstream."""
         self._runner.run(self._cancel(path, body))
@@ -209,6 +222,19 @@ class InProcess:
             outcome = await answered
         await self._idle()
         return outcome
+
+    async def _score(self, path: str, body: bytes, metadata: Mapping[str, str]) -> Scored:
+        given = {name.encode(): value.encode() for name, value in metadata.items()}
+        inquiry = ADAPTERS[METHODS.index(path.encode())](body, given, Reading())
+        plan = self.service.plans.find(inquiry.model_config_id)
+        slot = self.pool.acquire()
+        scoring = initialize(plan, inquiry.bring(plan), slot)
+        ran, freed = self.loop.create_future(), self.loop.create_future()
+        execution = Execution(self._executor, plan, scoring, None, ran.set_result, freed.set_result)
+        execution.start()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(ran, freed)
+        return Scored(plan, scoring, lambda: self.pool.release(slot))
 
     async def _cancel(self, path: str, body: bytes) -> None:
         def unexpected(outcome: Answered) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("cli",),
     ("frontdoor", "workers", "sidecar"),
+    ("inferlog",),
     ("components",),
     ("dag",),
     ("shared", "rpc"),
@@ -107,7 +108,7 @@ def test_the_codec_is_imported_in_one_place() -> None:
     assert places == {"rpc/codec.py"}
 
 
-@pytest.mark.parametrize("room", ["components", "dag"])
+@pytest.mark.parametrize("room", ["components", "dag", "inferlog"])
 def test_components_and_the_dag_know_no_processes_and_no_sockets(room: str) -> None:
     assert imported_from(room, PROCESSES_AND_SOCKETS) == []
 
