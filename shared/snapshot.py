@@ -1,4 +1,4 @@
-"""A config snapshot: what the config sidecar publishes, workers prepare, and the state directory keeps.
+"""A config snapshot: what the config sidecar publishes and workers prepare; `shared.saved` keeps the last one.
 
 A head that names everything, and behind it the documents of the model configs as they are: a reader decodes
 the few that it does not know yet, and no others. With 50 configs of 200 kB that is the difference between
@@ -14,19 +14,15 @@ some 20 ms and well under one for each activation, on the thread that serves req
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
 import msgspec
 
-__all__ = ["ConfigEntry", "Head", "SavedError", "Snapshot", "digest_of", "load", "replace_file", "save"]
+__all__ = ["ConfigEntry", "Head", "Snapshot", "digest_of"]
 
 _LENGTH = Struct("<I")
-_SCHEMA = b"inferflow-snapshot 1 "
-_DIGEST_CHARACTERS = 64
 
 
 class ConfigEntry(msgspec.Struct, frozen=True):
@@ -86,16 +82,27 @@ class Snapshot:
                 )
         return cls(head, documents)
 
+    @property
+    def encoded(self) -> bytes:
+        """What `decode` reads."""
+        head = msgspec.json.encode(self.head)
+        return b"".join([_LENGTH.pack(len(head)), head, self._documents])
+
     @staticmethod
     def encode(head: Head, documents: Mapping[str, tuple[str, bytes]]) -> bytes:
         """The snapshot with this head and these configs: model_config_id → (digest, document)."""
+        written = Snapshot.encode_head(head, documents)
+        return b"".join([_LENGTH.pack(len(written)), written, *(text for _, text in documents.values())])
+
+    @staticmethod
+    def encode_head(head: Head, documents: Mapping[str, tuple[str, bytes]]) -> bytes:
+        """The head alone, as JSON, with these configs in it."""
         at = 0
         entries = {}
         for name, (digest, document) in documents.items():
             entries[name] = ConfigEntry(digest, at, len(document))
             at += len(document)
-        written = msgspec.json.encode(msgspec.structs.replace(head, configs=entries))
-        return b"".join([_LENGTH.pack(len(written)), written, *(text for _, text in documents.values())])
+        return msgspec.json.encode(msgspec.structs.replace(head, configs=entries))
 
     def document(self, name: str) -> bytes:
         """The document of a config of the head. Raises KeyError."""
@@ -106,53 +113,3 @@ class Snapshot:
 def digest_of(text: bytes) -> str:
     """SHA-256, hexadecimal."""
     return hashlib.sha256(text).hexdigest()
-
-
-# ---------------------------------------------------------------- on disk
-
-
-class SavedError(ValueError):
-    """A file that does not hold what was saved in it, or is of another release. The text names it and why."""
-
-
-def save(path: Path, snapshot: bytes) -> None:
-    """Replaces the file by this encoded snapshot, with its schema and checksum. Raises OSError."""
-    replace_file(path, (_SCHEMA, digest_of(snapshot).encode(), b"\n", snapshot))
-
-
-def load(path: Path) -> bytes | None:
-    """The encoded snapshot that was saved last; None when there is none. Raises SavedError, OSError."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    start = len(_SCHEMA) + _DIGEST_CHARACTERS + 1
-    if not data.startswith(_SCHEMA):
-        raise SavedError(f"{path}: does not begin with {_SCHEMA.decode()!r}")
-    snapshot = data[start:]
-    if data[len(_SCHEMA) : start] != digest_of(snapshot).encode() + b"\n":
-        raise SavedError(f"{path}: its checksum is not that of its {len(snapshot)} bytes")
-    return snapshot
-
-
-def replace_file(path: Path, parts: Iterable[bytes]) -> None:
-    """Puts a new file in the place of `path`: a reader, or a crash at any moment, finds the old or the new one.
-
-    Raises OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # or a power cut could bring the old name back
-    finally:
-        os.close(directory)

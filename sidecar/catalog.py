@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import cachetools
 import msgspec
 import orjson
 
@@ -46,6 +47,9 @@ __all__ = [
 
 GRACE = 1.0
 """Seconds for which a changed text that is broken counts as half written."""
+
+VERDICTS_KEPT = 8
+"""A text that is put is judged when it is checked, when it is written and when it is seen in its source."""
 
 LOGGING_TYPES = ("proto", "arrow", "parquet")
 
@@ -77,6 +81,10 @@ class Content:
 
     def encode(self, version: int) -> bytes:
         """The snapshot of `shared.snapshot` with this version number."""
+        return Snapshot.encode(*self.parts(version))
+
+    def parts(self, version: int) -> tuple[Head, dict[str, tuple[str, bytes]]]:
+        """What that snapshot is made of: the arguments of `Snapshot.encode`."""
         head = Head(
             version=version,
             refused=dict(self.refused),
@@ -88,21 +96,18 @@ class Content:
             rules=rules(),
         )
         documents = {name: (document.digest, document.text) for name, document in self.configs.items()}
-        return Snapshot.encode(head, documents)
+        return head, documents
 
     @classmethod
-    def decode(cls, snapshot: bytes) -> tuple[int, Content, bool]:
-        """The version number and the content of an encoded snapshot, and whether it was judged by today's rules.
+    def of(cls, snapshot: Snapshot) -> tuple[int, Content, bool]:
+        """The version number and the content of a snapshot, and whether it was judged by today's rules.
 
         Raises ValueError.
         """
-        read = Snapshot.decode(snapshot)
-        head = read.head
+        head = snapshot.head
         documents = {}
         for name, entry in head.configs.items():
-            text = read.document(name)
-            if digest_of(text) != entry.digest:
-                raise ValueError(f"config {name!r} does not have the digest that stands beside it")
+            text = snapshot.document(name)
             documents[name] = Document(text, entry.digest, frozenset(compute_ids(text)))
         content = cls(
             documents, head.refused, head.kept, head.waiting, head.expressions, head.service, head.revisions
@@ -232,7 +237,8 @@ class Catalog:
         self.checks_expressions = check_expressions
         """Whether every compute_id needs an expression."""
         self._since: dict[str, tuple[Text, float]] | None = None
-        self._verdicts: _Memory[_Question, _Found] = _Memory()
+        self._verdicts: cachetools.LRUCache[_Question, Verdict] = cachetools.LRUCache(VERDICTS_KEPT)
+        self._found: _Memory[_Question, _Found] = _Memory()
         self._needs: _Memory[bytes, tuple[str, ...]] = _Memory()
         self._rejected: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
         self._held: dict[str, tuple[str, str]] = {}  # config → (fingerprint, reason)
@@ -255,7 +261,7 @@ class Catalog:
         self.problems = {}
         expressions = self._expressions(_below(EXPRESSIONS, seen))
         configs, broken, waiting = self._resolve(_below(CONFIGS, seen), expressions)
-        self._verdicts.forget()
+        self._found.forget()
         self._needs.forget()
         service = self._service(seen)
         self.problems.update((CONFIGS + name, errors) for name, errors in broken.items())
@@ -279,6 +285,15 @@ class Catalog:
         served = {key: (before if key in old else newest).get(key, 0) for key in content.digests}
         self.last = replace(content, revisions=served)
         return self.last
+
+    def verdict(self, name: str, text: Text, expressions: Mapping[str, str]) -> Verdict:
+        """The verdict on a text for this config, with these expressions. The last few are remembered."""
+        question = self._question(name, text, expressions)
+        verdict = self._verdicts.get(question)
+        if verdict is None:
+            verdict = judge(name, text, expressions if self.checks_expressions else None)
+            self._verdicts[question] = verdict
+        return verdict
 
     def reject(self, name: str, fingerprint: str, reason: str, active: Content) -> None:
         """A worker cannot serve this config as it is: `update` is to fall back on what is `active`.
@@ -409,15 +424,19 @@ class Catalog:
         What was asked by this update or the last is not looked at again: the verdict depends on the text and
         the expressions that it names, not on the others.
         """
+        question = self._question(name, text, expressions)
+        return self._found.get(question, lambda: self._look(name, text, expressions))
+
+    def _question(self, name: str, text: Text, expressions: Mapping[str, str]) -> _Question:
         needs = () if isinstance(text, Unreadable) else self._needs.get(text, lambda: _named(text))
         used = tuple(expressions.get(compute_id) for compute_id in needs) if self.checks_expressions else ()
-        return self._verdicts.get((name, text, used), lambda: self._look(name, text, expressions))
+        return name, text, used
 
     def _look(self, name: str, text: Text, expressions: Mapping[str, str]) -> _Found:
         passed = self._passed_before(name, text, expressions)
         if passed is not None:
             return passed, ()
-        verdict = judge(name, text, expressions if self.checks_expressions else None)
+        verdict = self.verdict(name, text, expressions)
         if verdict.config is None or isinstance(text, Unreadable):
             return None, tuple(map(str, verdict.errors))
         return _document(text), ()

@@ -4,8 +4,8 @@ The only process that knows where configs come from. The decisions are the catal
 the activation's (when, and who is told what); here are the socket, the clock, the memory and the disk. One
 thread, one uvloop.
 
-The order at an activation: disk, history, workers. What a worker serves is what a new process of the pod starts
-from, at whatever moment this one is killed.
+The order at an activation: workers, disk, history. No worker waits for a disk, which may be slow. When this process
+is killed in between, a new one starts from the version before, and goes on from there to what its source holds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from shared import logs, process
 from shared.fd_stream import FdStream
 from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
 from shared.rundir import RunDirError, UnixListener, private_directory
+from shared.saved import Documents, SavedError
 from shared.sealed import seal
 from shared.settings import Settings, SettingsError
 from sidecar import state
@@ -60,7 +61,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger(__name__)
 
 SOCKET = "config.sock"
-ACTIVE = "active.snapshot"
 MAX_FRAME = 16 << 20  # bytes; PREPARED carries a reason for each config that a worker cannot serve
 SHOWN_ERRORS = 20  # of one text, in one log line
 
@@ -106,8 +106,10 @@ class ConfigSidecar:
         self._loop = loop
         self._listener = listener
         self._state_dir = state_dir
+        self._documents = Documents(state_dir / "documents")
         self.history = self._remembered()
         restored = self._restore()
+        self._tidy(restored.version.content if restored else None)
         self.catalog = Catalog(
             restored.version.content if restored else None,
             judged=restored is not None and restored.judged,
@@ -283,6 +285,7 @@ class ConfigSidecar:
 
     def _perform(self, actions: Iterable[Action]) -> None:
         judge_again = False
+        activated: list[Activated] = []
         for action in actions:
             match action:
                 case Announce(worker, version):
@@ -290,8 +293,8 @@ class ConfigSidecar:
                     self._peers[worker].stream.send(Snapshot(version.number, length).encode(), fd)
                 case Tell(worker, number):
                     self._peers[worker].stream.send(Activate(number).encode())
-                case Activated(version, late):
-                    self._activated(version, late)
+                case Activated():
+                    activated.append(action)
                 case Rejected(version, reasons):
                     self._reject(version, reasons)
                     judge_again = True
@@ -306,6 +309,8 @@ class ConfigSidecar:
                 case Forget(number):
                     if number in self._memory:
                         os.close(self._memory.pop(number)[0])
+        for done in activated:  # now that every worker has been told
+            self._activated(done.version, done.late)
         if judge_again:
             self.judge()
         self._set_timers()
@@ -331,8 +336,9 @@ class ConfigSidecar:
         log.info("version active", extra=fields)
         self.overdue = {}
         try:
-            state.save(self._state_dir / ACTIVE, version)
+            state.save(self._state_dir, self._documents, version)
             self.history.record(content, time.time())
+            self._documents.keep_only(self.history.digests.union(content.digests.values()))
         except OSError as error:
             # Serving goes on; only a restart would not find this version.
             log.error("state cannot be saved", extra={"path": str(self._state_dir), "reason": str(error)})
@@ -389,17 +395,26 @@ class ConfigSidecar:
 
     def _restore(self) -> state.Saved | None:
         try:
-            return state.load(self._state_dir / ACTIVE)
-        except (state.SavedError, OSError) as error:
+            return state.load(self._state_dir, self._documents)
+        except (SavedError, OSError) as error:
             log.error("saved state is not used", extra={"reason": str(error)})
             return None
 
     def _remembered(self) -> History:
         try:
-            return History(self._state_dir)
-        except (state.SavedError, OSError) as error:
+            return History(self._state_dir, self._documents)
+        except (SavedError, OSError) as error:
             log.error("history is not used", extra={"reason": str(error)})
-            return History(self._state_dir, fresh=True)
+            return History(self._state_dir, self._documents, fresh=True)
+
+    def _tidy(self, restored: Content | None) -> None:
+        """Removes texts that nobody remembers. After this, those of the versions that are forgotten go at once."""
+        try:
+            self._documents.tidy()
+            served = restored.digests.values() if restored else ()
+            self._documents.keep_only(self.history.digests.union(served))
+        except OSError as error:
+            log.error("old texts are not removed", extra={"reason": str(error)})
 
     def _still_good(self, restored: Version | None) -> Version | None:
         """What was served last, without what is refused by now. Another content gets another number."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from shared.snapshot import SavedError, digest_of, replace_file
+from shared.saved import Documents, SavedError, replace_file
+from shared.snapshot import digest_of
 from sidecar.catalog import Content
 from sidecar.source import Text, Unreadable
 
@@ -59,10 +60,10 @@ class _Ledger(msgspec.Struct):
 class History:
     """The versions of every key, the newest first, and the overrides."""
 
-    def __init__(self, directory: Path, *, fresh: bool = False) -> None:
-        """Reads what is there, or begins anew. Raises SavedError, OSError."""
+    def __init__(self, directory: Path, documents: Documents, *, fresh: bool = False) -> None:
+        """Reads what is there, or begins anew. The texts are among the `documents`. Raises SavedError, OSError."""
         self._path = directory / "history.json"
-        self._texts = directory / "documents"
+        self._documents = documents
         self._ledger = _Ledger() if fresh else self._read()
         self._served = {key: entries[0] for key, entries in self._ledger.entries.items()}
 
@@ -78,11 +79,7 @@ class History:
 
     def text(self, digest: str) -> bytes:
         """The text of a version. Raises SavedError, OSError."""
-        path = self._texts / f"{digest}.json"
-        text = path.read_bytes()
-        if digest_of(text) != digest:
-            raise SavedError(f"{path}: its checksum is not its name")
-        return text
+        return self._documents.read(digest)
 
     def previous(self, key: str) -> Entry | None:
         """The newest version with another text than the one that is served; None without one."""
@@ -104,12 +101,18 @@ class History:
         gone = [key for key, entry in self._served.items() if entry.digest and key not in digests]
         if not changed and not gone:
             return
+        self._documents.write({digests[key]: content.text(key) for key in changed})
         for key in changed:
-            self._write_text(digests[key], content.text(key))
             self._add(key, Entry(digests[key], content.revisions.get(key, 0), now))
         for key in gone:
             self._add(key, Entry("", 0, now))
         self._save()
+
+    @property
+    def digests(self) -> set[str]:
+        """Of every text that somebody may go back to."""
+        remembered = {entry.digest for entries in self._ledger.entries.values() for entry in entries}
+        return remembered | {override.digest for override in self.overrides.values()}
 
     # --- overrides
 
@@ -162,15 +165,6 @@ class History:
         self._served[key] = entry
         self._ledger.entries[key] = [entry, *self._ledger.entries.get(key, [])][:KEPT]
 
-    def _write_text(self, digest: str, text: bytes) -> None:
-        path = self._texts / f"{digest}.json"
-        if not path.exists():
-            # Not synced: the name tells a text that was cut, and then it is one version less to go back to.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".new")
-            scratch.write_bytes(text)
-            scratch.replace(path)
-
     def _save(self) -> None:
         replace_file(self._path, [msgspec.json.encode(self._ledger)])
 
@@ -183,17 +177,7 @@ class History:
             raise SavedError(f"{self._path}: {error}") from error
         if ledger.schema != _SCHEMA:
             raise SavedError(f"{self._path}: has schema {ledger.schema}, must be {_SCHEMA}")
-        self._remove_unused(ledger)
         return ledger
-
-    def _remove_unused(self, ledger: _Ledger) -> None:
-        """Texts of versions that nobody remembers."""
-        used = {entry.digest for entries in ledger.entries.values() for entry in entries}
-        used |= {override.digest for override in ledger.overrides.values()}
-        if self._texts.is_dir():
-            for path in self._texts.iterdir():
-                if path.stem not in used:
-                    path.unlink()
 
 
 def _digest(text: Text | None) -> str:

@@ -90,7 +90,8 @@ class DirectorySource:
     """A directory with one `.json` file a key, polled. Other files and hidden ones are left alone.
 
     A change shows as another modification time, size or inode. Two writes within one tick of the file system's
-    clock may leave all three as they are, so a file that was modified just before it was read is read again.
+    clock may leave all three as they are, so a file that was modified just before it was read is read again; the
+    others are read once.
     Only `changed` waits, and only through `sleep`, which takes seconds.
     """
 
@@ -109,6 +110,7 @@ class DirectorySource:
         self._clock_ns = clock_ns
         self._seen: dict[str, _Mark] | None = None  # None: the directory could not be looked at
         self._fresh = False
+        self._kept: dict[str, tuple[_Mark, bytes]] = {}  # texts that need not be read again under this mark
 
     def __repr__(self) -> str:
         found = "not readable" if self._seen is None else f"{len(self._seen)} files"
@@ -144,16 +146,21 @@ class DirectorySource:
 
         A file that vanishes meanwhile is left out; one that cannot be read is Unreadable.
         """
-        self._seen, self._fresh = None, False
+        kept = self._kept
+        self._seen, self._fresh, self._kept = None, False, {}
         marks = self._marks()
         # A mark cannot tell what happens from here on in the same tick of the clock: at most 10 ms on Linux.
         barely = self._clock_ns() - 20_000_000
         texts: dict[str, Text] = {}
         for key, mark in marks.items():
-            text = self._text(key)
+            known, same = kept.get(key, (None, b""))
+            text = same if known == mark else self._text(key)
             if text is not None:
                 texts[key] = text
-            self._fresh |= mark.modified_ns >= barely
+            if mark.modified_ns >= barely:
+                self._fresh = True
+            elif isinstance(text, bytes):
+                self._kept[key] = mark, text
         self._seen = marks
         return texts
 

@@ -1,8 +1,5 @@
 """The last good configs on disk: what a new sidecar starts from, whatever its source holds by then, and what a
-worker starts from while there is no sidecar.
-
-One file, the snapshot of the version that was active last, with its schema and checksum. It is replaced as a
-whole, so a reader or a crash never sees half of it.
+worker starts from while there is no sidecar. How they lie there is told in `shared.saved`.
 """
 
 from __future__ import annotations
@@ -10,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import snapshot
-from shared.snapshot import SavedError
+from shared import saved
+from shared.saved import Documents, SavedError
 from sidecar.activation import Version
 from sidecar.catalog import Content
 
@@ -25,18 +22,18 @@ class Saved(NamedTuple):
     judged: bool
 
 
-def load(path: Path) -> Saved | None:
+def load(directory: Path, documents: Documents) -> Saved | None:
     """The version that was saved last; None when there is none. Raises SavedError, OSError."""
-    data = snapshot.load(path)
-    if data is None:
+    snapshot = saved.load(directory, documents)
+    if snapshot is None:
         return None
     try:
-        number, content, judged = Content.decode(data)
+        number, content, judged = Content.of(snapshot)
     except ValueError as error:
-        raise SavedError(f"{path}: {error}") from error
+        raise SavedError(f"{directory / saved.ACTIVE}: {error}") from error
     return Saved(Version(number, content), judged)
 
 
-def save(path: Path, version: Version) -> None:
-    """Replaces the file by this version. Raises OSError."""
-    snapshot.save(path, version.content.encode(version.number))
+def save(directory: Path, documents: Documents, version: Version) -> None:
+    """Puts this version in the place of what was saved before. Raises OSError."""
+    saved.save(directory, documents, *version.content.parts(version.number))

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dag.problems import Problem
-from shared.snapshot import SavedError, digest_of
-from sidecar.catalog import Content, judge, read_expression, read_service
+from shared.saved import SavedError
+from shared.snapshot import digest_of
+from sidecar.catalog import Content, read_expression, read_service
 from sidecar.diff import difference
 from sidecar.history import Entry, Override
 from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, SourceError, Text, Unreadable
@@ -113,10 +114,8 @@ class Steering:
         if text is None:
             return {"ok": True, "errors": [], "warnings": []}
         if key.startswith(CONFIGS):
-            expressions = (
-                dict(self._content().expressions) if self._sidecar.catalog.checks_expressions else None
-            )
-            found = judge(key.removeprefix(CONFIGS), text, expressions)
+            expressions = self._content().expressions
+            found = self._sidecar.catalog.verdict(key.removeprefix(CONFIGS), text, expressions)
             return _verdict(found.errors, found.warnings)
         try:
             if key.startswith(EXPRESSIONS):

@@ -16,9 +16,9 @@ from pathlib import Path
 from dag.plan import Plan
 from rpc.client import Channel
 from rpc.status import RpcError
-from shared import snapshot
+from shared import saved
 from shared.config_link import Outcome
-from shared.snapshot import SavedError, Snapshot
+from shared.saved import SavedError
 from workers.plans import Compile, PlanSet, Version
 from workers.upstreams import WorkerUpstreams, targets_of
 
@@ -53,12 +53,12 @@ class Follower:
         plans: PlanSet,
         upstreams: WorkerUpstreams,
         compile_plan: Compile,
-        saved: Path,
+        state_dir: Path,
         *,
         on_version: Callable[[int, str], None],
         on_connected: Callable[[Collection[str]], None],
     ) -> None:
-        """`saved` is the file of the last good version. `on_version(number, notice)` is called when either
+        """`state_dir` is where the last good version is saved. `on_version(number, notice)` is called when either
         changes (number 0: nothing is active yet), `on_connected(configs)` when endpoints answer that these
         configs waited for.
         """
@@ -66,7 +66,7 @@ class Follower:
         self._plans = plans
         self._upstreams = upstreams
         self._compile = compile_plan
-        self._saved = saved
+        self._state_dir = state_dir
         self._on_version = on_version
         self._on_connected = on_connected
         self._notice = ""
@@ -121,9 +121,9 @@ class Follower:
     def saved(self) -> tuple[int, bytes] | None:
         """The version that was saved last, and its snapshot; None when there is none that can be used."""
         try:
-            document = snapshot.load(self._saved)
-            return None if document is None else (Snapshot.decode(document).head.version, document)
-        except (SavedError, ValueError, OSError) as error:
+            found = saved.load(self._state_dir)
+            return None if found is None else (found.head.version, found.encoded)
+        except (SavedError, OSError) as error:
             log.error("saved version is not used", extra={"reason": str(error)})
             return None
 

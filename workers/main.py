@@ -78,7 +78,7 @@ class Worker:
             self.service.plans,
             self.upstreams,
             self._compile,
-            settings.state_dir / "active.snapshot",
+            settings.state_dir,
             on_version=self._serving,
             on_connected=self._connected,
         )

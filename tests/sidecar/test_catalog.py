@@ -341,7 +341,7 @@ def test_encode_gives_the_snapshot_document() -> None:
     assert head.expressions == {"e": "x"}
     assert head.service == {"predator-hosts": "x"}
     assert repr(content) == "<Content 1 configs, 0 of them kept, 0 waiting, 1 refused, 1 expressions>"
-    assert Content.decode(content.encode(17)) == (17, content, True)
+    assert Content.of(snapshot) == (17, content, True)
 
 
 def test_what_a_config_waits_for_keeps_its_old_version_until_it_is_released() -> None:
@@ -438,3 +438,14 @@ def test_whatever_happens_what_is_served_is_good_and_nothing_good_is_lost(histor
         assert before.configs.keys() & names <= content.configs.keys(), "what was served still is"
         assert catalog.update(texts, 10.0 * step + 2 * GRACE) == content, "nothing new, nothing changed"
         before = content
+
+
+def test_a_text_that_is_checked_and_then_put_is_judged_once() -> None:
+    catalog = Catalog()
+    text = config(compute_id="e")
+    catalog.update({"expression-config/e": expression("x")}, 0)
+    checked = catalog.verdict("a", text, catalog.last.expressions)
+    assert checked.ok
+    catalog.update({"expression-config/e": expression("x"), "config-map/a": text}, 1)
+    assert catalog.verdict("a", text, {"e": "x", "other": "y"}) is checked
+    assert not catalog.verdict("a", text, {"e": "x y +"}).ok

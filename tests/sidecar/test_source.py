@@ -190,3 +190,20 @@ def test_the_real_clock_settles(root: Path) -> None:
     source.read()
     asyncio.run(source.changed())
     assert looks.taken == 3
+
+
+def test_a_text_is_read_once_unless_its_mark_could_hide_a_change(tmp_path: Path) -> None:
+    """With thousands of long configs this is what a look at the directory costs."""
+    folder = tmp_path / "config-map"
+    folder.mkdir()
+    for name in ("old", "new"):
+        (folder / f"{name}.json").write_text(name)
+    long_ago = 10**18
+    os.utime(folder / "old.json", ns=(long_ago, long_ago))
+    source = DirectorySource(tmp_path)
+    first, second = source.read(), source.read()
+    assert first == second == {"config-map/new": b"new", "config-map/old": b"old"}
+    assert second["config-map/old"] is first["config-map/old"]
+    assert second["config-map/new"] is not first["config-map/new"]
+    (folder / "old.json").write_text("odd")
+    assert source.read()["config-map/old"] == b"odd"

@@ -16,6 +16,7 @@ from dag.field_rules import components
 from dag.plan import Plan
 from dag.topology import topology
 from rpc.server import Server
+from shared.saved import ACTIVE, Documents
 from shared.settings import OnfsSettings, Settings
 from sidecar.activation import Version as SidecarVersion
 from sidecar.catalog import Catalog
@@ -35,7 +36,7 @@ Story = Callable[["World"], Coroutine[Any, Any, None]]
 class World:
     """A follower with real channels, and a server that stands for all upstreams."""
 
-    def __init__(self, port: int, saved: Path) -> None:
+    def __init__(self, port: int, state_dir: Path) -> None:
         self.port = port
         self.plans = PlanSet()
         self.upstreams = WorkerUpstreams(Settings(onfs=OnfsSettings(host="127.0.0.1", port=port)))
@@ -49,7 +50,7 @@ class World:
             self.plans,
             self.upstreams,
             self.compile,
-            saved,
+            state_dir,
             on_version=lambda number, notice: self.versions.append((number, notice)),
             on_connected=lambda names: self.connected.put_nowait([*names]),
         )
@@ -95,7 +96,7 @@ def tell(tmp_path: Path) -> Callable[[Story], None]:
         async def main() -> None:
             server = Server({})
             port = await server.listen_tcp("127.0.0.1", 0)
-            world = World(port, tmp_path / "active.snapshot")
+            world = World(port, tmp_path)
             try:
                 async with asyncio.timeout(TIMEOUT):
                     await story(world)
@@ -268,12 +269,11 @@ def test_notices_reach_the_front_doors_before_and_after_the_first_version(
 
 def test_what_was_saved_is_found(tell: Callable[[Story], None], tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        path = tmp_path / "active.snapshot"
         assert world.follower.saved() is None
-        path.write_bytes(b"nonsense")
+        (tmp_path / ACTIVE).write_bytes(b"nonsense")
         assert world.follower.saved() is None
         content = world.catalog.update({"config-map/a": world.at(world.port)}, 0)
-        save(path, SidecarVersion(9, content))
+        save(tmp_path, Documents(tmp_path / "documents"), SidecarVersion(9, content))
         found = world.follower.saved()
         assert found is not None
         assert found[0] == 9
