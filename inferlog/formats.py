@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.wire import field_head
+from components.wire import field_head, varint
 from inferlog import kernels
 from inferlog.cells import Batch
 from inferlog.schema import Format
@@ -31,6 +31,7 @@ Writer = Callable[[Batch], Sequence[Part]]
 """Writes a batch; what it returns is joined."""
 
 MAP_COLUMN: Final = "Features"
+MISSING_TAG: Final = varint(110 << 3 | 2)  # InferflowLog.missing
 _MAP = pa.map_(pa.int64(), pa.binary())
 _MAP_FILE = pa.schema([pa.field(MAP_COLUMN, _MAP, nullable=False)])
 _KEYS, _VALUES = f"{MAP_COLUMN}.key_value.key", f"{MAP_COLUMN}.key_value.value"
@@ -43,10 +44,13 @@ def _proto(batch: Batch) -> list[Part]:
     lengths = np.empty(batch.rows, np.int32)
     size = kernels.row_lengths(batch.sizes, schema.widths, schema.inner, schema.fillers, lengths)
     out, places = np.empty(size, np.uint8), _places(batch)
-    end = kernels.frame_rows(batch.sizes, schema.widths, schema.inner, schema.fillers, lengths, out, places)
+    missing = np.zeros(-(-batch.sizes.size // 8), np.uint8)
+    end = kernels.frame_rows(
+        batch.sizes, schema.widths, schema.inner, schema.fillers, lengths, out, places, missing
+    )
     assert end == size, (end, size)
     batch.copy(places, out)
-    return [out.data]
+    return [out.data, MISSING_TAG, varint(len(missing)), missing.data] if missing.any() else [out.data]
 
 
 def _arrow(batch: Batch) -> list[Part]:

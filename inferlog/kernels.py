@@ -30,6 +30,7 @@ __all__ = [
     "frame_columns",
     "frame_map",
     "frame_rows",
+    "gather",
     "read_rows",
     "row_lengths",
     "size_cells",
@@ -204,14 +205,16 @@ def row_lengths(sizes: Any, widths: Any, inner: Any, fillers: Any, lengths: Any)
     return total
 
 
-@_kernel(INT(I32_2, I32, I32, I32, I32, U8_OUT, I64_2_OUT))
-def frame_rows(sizes: Any, widths: Any, inner: Any, fillers: Any, lengths: Any, out: Any, places: Any) -> int:
+@_kernel(INT(I32_2, I32, I32, I32, I32, U8_OUT, I64_2_OUT, U8_OUT))
+def frame_rows(
+    sizes: Any, widths: Any, inner: Any, fillers: Any, lengths: Any, out: Any, places: Any, missing: Any
+) -> int:
     """Writes everything of the row format but the values, and says where those go; returns the bytes written.
 
     Rows are InferflowLog.features (5), PerEntityFeatures{1 encoded_features}: a byte that is 1 when no value was
     made up, then per column a fixed-width value (zero when missing) or u16 length and bytes. A missing string is
     "0.0" (`fillers` FILLER), a missing vector has length 0; `inner` columns (2, else 0) have their length once
-    more within the value.
+    more within the value. `missing` (zeros, a bit for each value) gets a 1 where there is none.
     """
     at = 0
     for row in range(sizes.shape[0]):
@@ -232,6 +235,8 @@ def frame_rows(sizes: Any, widths: Any, inner: Any, fillers: Any, lengths: Any, 
             places[row, column] = ABSENT
             if size < 0:
                 whole = 0
+                number = row * sizes.shape[1] + column
+                missing[number >> 3] |= 1 << (number & 7)
             if width:
                 if size < 0:
                     for byte in range(width):
@@ -446,3 +451,19 @@ def read_rows(data: Any, ends: Any, widths: Any, starts: Any, sizes: Any, flags:
         if at != end:
             return MALFORMED
     return 0
+
+
+@_kernel(INT(U8, I64, I32, U8_OUT))
+def gather(data: Any, starts: Any, sizes: Any, out: Any) -> int:
+    """Copies values (starts, sizes [n] in `data`) one after the other into `out`; returns their bytes."""
+    at = 0
+    for number in range(starts.shape[0]):
+        start = starts[number]
+        size = int(sizes[number])
+        if start < 0 or size < 0 or start + size > data.shape[0]:
+            return MALFORMED
+        if at + size > out.shape[0]:
+            return NO_ROOM
+        _copy(data, start, size, out, at)
+        at += size
+    return at

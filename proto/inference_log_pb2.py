@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13inference_log.proto\x1a\x19google/protobuf/any.proto\"V\n\x0cKafkaRequest\x12\x1f\n\x05value\x18\x01 \x01(\x0b\x32\x10.KafkaEventValue\x12%\n\x07headers\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\x86\x01\n\x0fKafkaEventValue\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12(\n\nproperties\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07user_id\x18\x05 \x01(\t\"-\n\x11PerEntityFeatures\x12\x18\n\x10\x65ncoded_features\x18\x01 \x01(\x0c\"\xeb\x03\n\x0cInferflowLog\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0btracking_id\x18\x02 \x01(\t\x12\x17\n\x0fmodel_config_id\x18\x03 \x01(\t\x12\x10\n\x08\x65ntities\x18\x04 \x03(\t\x12$\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\x12.PerEntityFeatures\x12\x10\n\x08metadata\x18\x06 \x01(\x0c\x12\x15\n\rparent_entity\x18\x07 \x03(\t\x12\x15\n\rconfig_digest\x18\x64 \x01(\t\x12\x12\n\nrequest_ns\x18\x65 \x01(\x03\x12\x12\n\nrequest_id\x18\x66 \x01(\x0c\x12\x11\n\x03rpc\x18g \x01(\x0e\x32\x04.Rpc\x12\x1a\n\x08row_kind\x18h \x01(\x0e\x32\x08.RowKind\x12\x11\n\tpositions\x18i \x03(\r\x12/\n\tendpoints\x18j \x03(\x0b\x32\x1c.InferflowLog.EndpointsEntry\x12\x1a\n\x06\x65rrors\x18k \x03(\x0b\x32\n.RowErrors\x12$\n\rslate_targets\x18l \x03(\x0b\x32\r.SlateTargets\x12\x15\n\x05unfit\x18m \x03(\x0b\x32\x06.Unfit\x1a\x30\n\x0e\x45ndpointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\tRowErrors\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x03(\r\x12\x10\n\x08\x61ll_rows\x18\x04 \x01(\x08\"!\n\x0cSlateTargets\x12\x11\n\tpositions\x18\x01 \x03(\r\"3\n\x05Unfit\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\r*`\n\x03Rpc\x12\x18\n\x14RETRIEVE_MODEL_SCORE\x10\x00\x12\x14\n\x10INFER_POINT_WISE\x10\x01\x12\x13\n\x0fINFER_PAIR_WISE\x10\x02\x12\x14\n\x10INFER_SLATE_WISE\x10\x03*\"\n\x07RowKind\x12\x0b\n\x07TARGETS\x10\x00\x12\n\n\x06SLATES\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13inference_log.proto\x1a\x19google/protobuf/any.proto\"V\n\x0cKafkaRequest\x12\x1f\n\x05value\x18\x01 \x01(\x0b\x32\x10.KafkaEventValue\x12%\n\x07headers\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\x86\x01\n\x0fKafkaEventValue\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x03\x12(\n\nproperties\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07user_id\x18\x05 \x01(\t\"-\n\x11PerEntityFeatures\x12\x18\n\x10\x65ncoded_features\x18\x01 \x01(\x0c\"\xfc\x03\n\x0cInferflowLog\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0btracking_id\x18\x02 \x01(\t\x12\x17\n\x0fmodel_config_id\x18\x03 \x01(\t\x12\x10\n\x08\x65ntities\x18\x04 \x03(\t\x12$\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\x12.PerEntityFeatures\x12\x10\n\x08metadata\x18\x06 \x01(\x0c\x12\x15\n\rparent_entity\x18\x07 \x03(\t\x12\x15\n\rconfig_digest\x18\x64 \x01(\t\x12\x12\n\nrequest_ns\x18\x65 \x01(\x03\x12\x12\n\nrequest_id\x18\x66 \x01(\x0c\x12\x11\n\x03rpc\x18g \x01(\x0e\x32\x04.Rpc\x12\x1a\n\x08row_kind\x18h \x01(\x0e\x32\x08.RowKind\x12\x11\n\tpositions\x18i \x03(\r\x12/\n\tendpoints\x18j \x03(\x0b\x32\x1c.InferflowLog.EndpointsEntry\x12\x1a\n\x06\x65rrors\x18k \x03(\x0b\x32\n.RowErrors\x12$\n\rslate_targets\x18l \x03(\x0b\x32\r.SlateTargets\x12\x15\n\x05unfit\x18m \x03(\x0b\x32\x06.Unfit\x12\x0f\n\x07missing\x18n \x01(\x0c\x1a\x30\n\x0e\x45ndpointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\tRowErrors\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x03(\r\x12\x10\n\x08\x61ll_rows\x18\x04 \x01(\x08\"!\n\x0cSlateTargets\x12\x11\n\tpositions\x18\x01 \x03(\r\"3\n\x05Unfit\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\r*`\n\x03Rpc\x12\x18\n\x14RETRIEVE_MODEL_SCORE\x10\x00\x12\x14\n\x10INFER_POINT_WISE\x10\x01\x12\x13\n\x0fINFER_PAIR_WISE\x10\x02\x12\x14\n\x10INFER_SLATE_WISE\x10\x03*\"\n\x07RowKind\x12\x0b\n\x07TARGETS\x10\x00\x12\n\n\x06SLATES\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._loaded_options = None
   _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._serialized_options = b'8\001'
-  _globals['_RPC']._serialized_start=983
-  _globals['_RPC']._serialized_end=1079
-  _globals['_ROWKIND']._serialized_start=1081
-  _globals['_ROWKIND']._serialized_end=1115
+  _globals['_RPC']._serialized_start=1000
+  _globals['_RPC']._serialized_end=1096
+  _globals['_ROWKIND']._serialized_start=1098
+  _globals['_ROWKIND']._serialized_end=1132
   _globals['_KAFKAREQUEST']._serialized_start=50
   _globals['_KAFKAREQUEST']._serialized_end=136
   _globals['_KAFKAEVENTVALUE']._serialized_start=139
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PERENTITYFEATURES']._serialized_start=275
   _globals['_PERENTITYFEATURES']._serialized_end=320
   _globals['_INFERFLOWLOG']._serialized_start=323
-  _globals['_INFERFLOWLOG']._serialized_end=814
-  _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._serialized_start=766
-  _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._serialized_end=814
-  _globals['_ROWERRORS']._serialized_start=816
-  _globals['_ROWERRORS']._serialized_end=893
-  _globals['_SLATETARGETS']._serialized_start=895
-  _globals['_SLATETARGETS']._serialized_end=928
-  _globals['_UNFIT']._serialized_start=930
-  _globals['_UNFIT']._serialized_end=981
+  _globals['_INFERFLOWLOG']._serialized_end=831
+  _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._serialized_start=783
+  _globals['_INFERFLOWLOG_ENDPOINTSENTRY']._serialized_end=831
+  _globals['_ROWERRORS']._serialized_start=833
+  _globals['_ROWERRORS']._serialized_end=910
+  _globals['_SLATETARGETS']._serialized_start=912
+  _globals['_SLATETARGETS']._serialized_end=945
+  _globals['_UNFIT']._serialized_start=947
+  _globals['_UNFIT']._serialized_end=998
 # @@protoc_insertion_point(module_scope)

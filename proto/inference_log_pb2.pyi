@@ -55,7 +55,7 @@ class PerEntityFeatures(_message.Message):
     def __init__(self, encoded_features: _Optional[bytes] = ...) -> None: ...
 
 class InferflowLog(_message.Message):
-    __slots__ = ("user_id", "tracking_id", "model_config_id", "entities", "features", "metadata", "parent_entity", "config_digest", "request_ns", "request_id", "rpc", "row_kind", "positions", "endpoints", "errors", "slate_targets", "unfit")
+    __slots__ = ("user_id", "tracking_id", "model_config_id", "entities", "features", "metadata", "parent_entity", "config_digest", "request_ns", "request_id", "rpc", "row_kind", "positions", "endpoints", "errors", "slate_targets", "unfit", "missing")
     class EndpointsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class InferflowLog(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     SLATE_TARGETS_FIELD_NUMBER: _ClassVar[int]
     UNFIT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     tracking_id: str
     model_config_id: str
@@ -97,7 +98,8 @@ class InferflowLog(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[RowErrors]
     slate_targets: _containers.RepeatedCompositeFieldContainer[SlateTargets]
     unfit: _containers.RepeatedCompositeFieldContainer[Unfit]
-    def __init__(self, user_id: _Optional[str] = ..., tracking_id: _Optional[str] = ..., model_config_id: _Optional[str] = ..., entities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[_Union[PerEntityFeatures, _Mapping]]] = ..., metadata: _Optional[bytes] = ..., parent_entity: _Optional[_Iterable[str]] = ..., config_digest: _Optional[str] = ..., request_ns: _Optional[int] = ..., request_id: _Optional[bytes] = ..., rpc: _Optional[_Union[Rpc, str]] = ..., row_kind: _Optional[_Union[RowKind, str]] = ..., positions: _Optional[_Iterable[int]] = ..., endpoints: _Optional[_Mapping[str, str]] = ..., errors: _Optional[_Iterable[_Union[RowErrors, _Mapping]]] = ..., slate_targets: _Optional[_Iterable[_Union[SlateTargets, _Mapping]]] = ..., unfit: _Optional[_Iterable[_Union[Unfit, _Mapping]]] = ...) -> None: ...
+    missing: bytes
+    def __init__(self, user_id: _Optional[str] = ..., tracking_id: _Optional[str] = ..., model_config_id: _Optional[str] = ..., entities: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[_Union[PerEntityFeatures, _Mapping]]] = ..., metadata: _Optional[bytes] = ..., parent_entity: _Optional[_Iterable[str]] = ..., config_digest: _Optional[str] = ..., request_ns: _Optional[int] = ..., request_id: _Optional[bytes] = ..., rpc: _Optional[_Union[Rpc, str]] = ..., row_kind: _Optional[_Union[RowKind, str]] = ..., positions: _Optional[_Iterable[int]] = ..., endpoints: _Optional[_Mapping[str, str]] = ..., errors: _Optional[_Iterable[_Union[RowErrors, _Mapping]]] = ..., slate_targets: _Optional[_Iterable[_Union[SlateTargets, _Mapping]]] = ..., unfit: _Optional[_Iterable[_Union[Unfit, _Mapping]]] = ..., missing: _Optional[bytes] = ...) -> None: ...
 
 class RowErrors(_message.Message):
     __slots__ = ("component", "cause", "rows", "all_rows")
