@@ -19,7 +19,7 @@ $(SETUP): | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@echo "compiling kernels …"
-	$(BIN)/python -c 'import components.kernels, inferlog.kernels'
+	$(BIN)/python -c 'import workers.service, inferlog.kernels'
 	@touch $@
 
 $(SETUP_DEMO): $(SETUP)

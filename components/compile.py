@@ -21,7 +21,7 @@ from dag.columns import Fetched, calibration_columns, fetched, id_column, layout
 from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
 from dag.layout import Layout
-from dag.plan import Answer, OutputColumn, Plan, schedule
+from dag.plan import Answer, OutputColumn, OutputColumns, Plan, schedule
 from dag.topology import Topology
 from shared.datatypes import DataType, data_type
 
@@ -132,10 +132,16 @@ class _Compiler:
             part.features for model in self.models for part in model.inputs
         )
         return Answer(
-            features=tuple(self._feature_output(name) for name in features),
-            targets=tuple(self._output(self.layout, name) for name in features if name not in of_slates),
-            slates=tuple(self._output(self.slate_layout, name) for name in of_slates if name in features),
-            model_schema=tuple(self._feature_output(name) for name in dict.fromkeys([*inputs, *features])),
+            features=OutputColumns(self._feature_output(name) for name in features),
+            targets=OutputColumns(
+                self._output(self.layout, name) for name in features if name not in of_slates
+            ),
+            slates=OutputColumns(
+                self._output(self.slate_layout, name) for name in of_slates if name in features
+            ),
+            model_schema=OutputColumns(
+                self._feature_output(name) for name in dict.fromkeys([*inputs, *features])
+            ),
         )
 
     def _feature_output(self, name: str) -> OutputColumn:

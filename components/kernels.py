@@ -1,7 +1,7 @@
 """The hot loops of a request, compiled: wire bytes ↔ the arrays of a matrix.
 
 Every kernel stands beside a reference written with protobuf objects (`onfs_wire`, `numerix_wire`,
-`workers.requests`, `workers.responses`) and does the same for every input, or says that it cannot: it returns
+`workers.requests`) and does the same for every input, or says that it cannot: it returns
 a negative code, and the caller takes the reference's way or its error.
 
 Rules: kernels release the GIL and make no Python objects; lengths are checked against the end of their bytes
@@ -29,17 +29,13 @@ __all__ = [
     "NO_ROOM",
     "UNUSUAL",
     "ask_keys",
-    "collect_cells",
-    "collect_texts",
     "distinct_keys",
     "encode_compute_rows",
     "encode_keys",
-    "gather",
     "read_result",
     "read_scores",
     "read_targets",
     "scan_request",
-    "write_scores",
 ]
 
 MALFORMED = -1  # no message: truncated, a bad tag, a length that runs over
@@ -54,7 +50,6 @@ I64 = types.Array(types.int64, 1, "C", readonly=True)
 I32_2 = types.Array(types.int32, 2, "C", readonly=True)
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 U8_2 = types.Array(types.uint8, 2, "C", readonly=True)
-F32_2 = types.Array(types.float32, 2, "C", readonly=True)
 INT = types.int64
 
 ABSENT, VALUE, EMPTY = 0, 1, 2  # states of a cell, shared.shm_matrix
@@ -425,58 +420,20 @@ def read_result(
     return heap_at if row == count else UNUSUAL
 
 
-# --- gathering
-
-
-@_kernel(INT(U8, U8_2, I32, I32, I32, INT, types.uint8[:, ::1], INT))
-def gather(
-    cells: Any, states: Any, index: Any, rows: Any, columns: Any, width: Any, out: Any, at: Any
-) -> int:
-    """Copies cells of a block side by side: out[i, at …] = the cells of `columns` in row rows[i].
-
-    cells is the block flat, [lines × all columns × width]; index [matrix rows] as in CellBlock (empty: line =
-    row). What has no value becomes zero bytes. Returns how many cells were ABSENT.
-    """
-    absent = 0
-    everything = states.shape[1]
-    for i in range(rows.shape[0]):
-        line = index[rows[i]] if index.shape[0] else rows[i]
-        place = at
-        for j in range(columns.shape[0]):
-            state = states[line, columns[j]] if line >= 0 else ABSENT
-            if state == VALUE:
-                start = (line * everything + columns[j]) * width
-                if width == 4:
-                    out[i, place] = cells[start]
-                    out[i, place + 1] = cells[start + 1]
-                    out[i, place + 2] = cells[start + 2]
-                    out[i, place + 3] = cells[start + 3]
-                else:
-                    for b in range(width):
-                        out[i, place + b] = cells[start + b]
-            else:
-                for b in range(width):
-                    out[i, place + b] = 0
-                if state == ABSENT:
-                    absent += 1
-            place += width
-    return absent
-
-
 # --- numerix
 
 
-@_kernel(INT(U8, I64, I32, INT, F32_2, INT, INT, U8_OUT))
+@_kernel(INT(U8, I64, I32, INT, U8_2, INT, INT, U8_OUT))
 def encode_compute_rows(
     heap: Any, starts: Any, sizes: Any, step: Any, values: Any, begin: Any, end: Any, out: Any
 ) -> int:
     """Writes EntityScoreData.entity_scores (field 2) of rows begin … end − 1; returns the bytes written.
 
-    The id text of row r is heap[starts[r × step] …]; step 0: all rows have one. values [rows, variables].
+    The id text of row r is heap[starts[r × step] …]; step 0: all rows have one. values: float32, as
+    bytes [rows, 4 × variables].
     Reference: numerix_wire.encode_compute.
     """
-    variables = values.shape[1]
-    bits = values.view(np.uint32)
+    variables = values.shape[1] // 4
     at = 0
     for row in range(begin, end):
         start = starts[row * step]
@@ -493,13 +450,13 @@ def encode_compute_rows(
         at = _put_varint(out, at + 1, length)
         at = _copy(heap, start, length, out, at)
         for variable in range(variables):
-            value = bits[row, variable]
+            place = 4 * variable
             out[at] = 0x0A
             out[at + 1] = 4
-            out[at + 2] = value & 0xFF
-            out[at + 3] = (value >> 8) & 0xFF
-            out[at + 4] = (value >> 16) & 0xFF
-            out[at + 5] = (value >> 24) & 0xFF
+            out[at + 2] = values[row, place]
+            out[at + 3] = values[row, place + 1]
+            out[at + 4] = values[row, place + 2]
+            out[at + 5] = values[row, place + 3]
             at += 6
     return at
 
@@ -670,73 +627,3 @@ def read_targets(
                     return inner
         row += 1
     return row
-
-
-# --- responses
-
-
-@_kernel(INT(U8, U8_2, I32, INT, INT, U8_OUT, INT, types.int64[::1], I32_OUT))
-def collect_cells(
-    flat: Any, states: Any, index: Any, column: Any, width: Any, out: Any, at: Any, starts: Any, sizes: Any
-) -> int:
-    """Copies one column of a CellBlock into `out` from `at` on, one value a row; returns the new `at`.
-
-    The places go to starts, sizes [rows]; size 0 for no value. UNUSUAL: an ODD cell.
-    """
-    columns = states.shape[1]
-    for row in range(starts.shape[0]):
-        line = np.int64(index[row]) if index.shape[0] else row
-        state = states[line, column] if line >= 0 else ABSENT
-        starts[row] = at
-        sizes[row] = 0
-        if state == VALUE:
-            if at + width > out.shape[0]:
-                return NO_ROOM
-            at = _copy(flat, (line * columns + column) * width, width, out, at)
-            sizes[row] = width
-        elif state > EMPTY:
-            return UNUSUAL
-    return at
-
-
-@_kernel(INT(U8, I64, I32, INT, U8_OUT, INT, types.int64[::1], I32_OUT))
-def collect_texts(
-    heap: Any, from_starts: Any, from_sizes: Any, step: Any, out: Any, at: Any, starts: Any, sizes: Any
-) -> int:
-    """Copies one text column (row r at r × step) into `out` from `at` on; as `collect_cells`."""
-    for row in range(starts.shape[0]):
-        start = from_starts[row * step]
-        size = from_sizes[row * step]
-        if start < 0 or size < 0 or start + size > heap.shape[0]:
-            return MALFORMED
-        if at + size > out.shape[0]:
-            return NO_ROOM
-        starts[row] = at
-        sizes[row] = size
-        at = _copy(heap, start, size, out, at)
-    return at
-
-
-@_kernel(INT(INT, U8, I64_2, I32_2, U8_OUT))
-def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, out: Any) -> int:
-    """Writes TargetScore messages (2 output_values) as field `tag` (its one-byte tag); returns the bytes written.
-
-    starts, sizes [columns, rows] of the values in `heap`. PairScore and SlateScore have the same fields.
-    """
-    columns, rows = starts.shape
-    at = 0
-    for row in range(rows):
-        inner = 0
-        for column in range(columns):
-            size = np.int64(sizes[column, row])
-            inner += 1 + _varint_bytes(size) + size
-        if at + 6 + inner > out.shape[0]:
-            return NO_ROOM
-        out[at] = tag
-        at = _put_varint(out, at + 1, inner)
-        for column in range(columns):
-            size = np.int64(sizes[column, row])
-            out[at] = 0x12
-            at = _put_varint(out, at + 1, size)
-            at = _copy(heap, starts[column, row], size, out, at)
-    return at

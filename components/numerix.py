@@ -7,6 +7,7 @@ value is zero; numbers enter as FP32. An expression that aggregates over rows se
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn, Source
 from shared.datatypes import DataType
-from shared.shm_matrix import VALUE, CellBlock, Rows, ShmMatrix, TextColumn
+from shared.shm_matrix import VALUE, Bytes, CellBlock, Rows, ShmMatrix, TextColumn
 
 __all__ = ["Numerix"]
 
@@ -126,13 +127,12 @@ class Numerix:
             size = rows
         return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
 
-    def _values(self, matrix: ShmMatrix, rows: Rows) -> tuple[Floats, list[Misfit]]:
-        """The variables' values, float32 [rows, variables], and what did not fit."""
+    def _values(self, matrix: ShmMatrix, rows: Rows) -> tuple[Bytes, Sequence[Misfit]]:
+        """The variables' values as float32, their bytes: uint8 [rows, 4 × variables]; and what did not fit."""
         if not self.variables:
-            return np.zeros((len(rows), 0), np.float32), []
+            return np.zeros((len(rows), 0), np.uint8), ()
         tensor, misfits = self.inputs.build(matrix, rows)
-        assert tensor.values is not None
-        return tensor.values.astype(np.float32, copy=False), misfits
+        return tensor.cells, misfits
 
     def _ids(self, matrix: ShmMatrix, rows: Rows) -> TextColumn:
         """The id texts of `rows`, in their order; empty ones when the id column is nowhere."""
@@ -143,7 +143,7 @@ class Numerix:
             return column
         return TextColumn(column.heap, column.starts[rows], column.sizes[rows], constant=False)
 
-    def _call(self, ids: TextColumn, values: Floats, rows: slice) -> Call:
+    def _call(self, ids: TextColumn, values: Bytes, rows: slice) -> Call:
         assert self.endpoint is not None
         return Call(self.endpoint, self.codec.encode(ids, values, rows), self.timeout)
 
@@ -156,10 +156,11 @@ class Numerix:
         except WireError as error:
             return str(error)
 
-    def _compute(self, values: Floats) -> Floats | str:
+    def _compute(self, values: Bytes) -> Floats | str:
         """The scores of these rows, or why there are none."""
         assert self.expression is not None
-        columns = {name: values[:, at] for at, name in enumerate(self.variables)}
+        floats = values.view(np.float32)
+        columns = {name: floats[:, at] for at, name in enumerate(self.variables)}
         try:
             scores: Floats = self.expression.evaluate(columns, len(values), np.float32)
         except ExpressionError as error:

@@ -16,7 +16,7 @@ from components import kernels
 from components.scratch import scratch
 from components.wire import WireError, field_head
 from proto import numerix_pb2
-from shared.shm_matrix import TextColumn
+from shared.shm_matrix import Bytes, TextColumn
 
 __all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
 
@@ -36,11 +36,14 @@ class ComputeCodec:
         self._head = numerix_pb2.EntityScoreData(schema=schema).SerializeToString()
         self._tail = numerix_pb2.EntityScoreData(compute_id=compute_id, data_type="fp32").SerializeToString()
 
-    def encode(self, ids: TextColumn, values: Floats, rows: slice) -> tuple[bytes, ...]:
-        """A request for these rows of `ids` and `values` [all rows, variables], as parts."""
+    def encode(self, ids: TextColumn, values: Bytes, rows: slice) -> tuple[bytes, ...]:
+        """A request for these rows of `ids` and `values`, as parts.
+
+        values: the variables as float32, their bytes: uint8 [all rows, 4 × variables].
+        """
         if self._reference:
             texts = ids.texts(np.arange(rows.start, rows.stop, dtype=np.int32))
-            return (encode_compute(self._schema, self._compute_id, texts, values[rows]),)
+            return (encode_compute(self._schema, self._compute_id, texts, values[rows].view(np.float32)),)
         step = 0 if ids.constant else 1
         while True:
             out = scratch.out

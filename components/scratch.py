@@ -35,5 +35,15 @@ class _Scratch(threading.local):
     def grow_heap(self) -> None:
         self.heap = np.empty(2 * len(self.heap), np.uint8)
 
+    def append(self, at: int, data: bytes) -> int:
+        """Writes `data` behind the first `at` bytes of the heap, which stay; returns where it ends."""
+        end = at + len(data)
+        while end > len(self.heap):
+            kept = self.heap[:at]
+            self.grow_heap()
+            self.heap[:at] = kept
+        self.heap[at:end] = np.frombuffer(data, np.uint8)
+        return end
+
 
 scratch = _Scratch()

@@ -123,7 +123,7 @@ def _whole_unsigned(number):
     return np.int64(number) if number == number else np.int64(0)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def _load(source, data, start, count, bits, carried, integers, at):
     """Elements start … of `data` into the carrier of their type, from place `at` on.
 
@@ -182,7 +182,7 @@ def _put_words(words, count, size, out, at):
             at += 1
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def _store(source, target, count, bits, carried, integers, out, at):
     """The first `count` carried elements as `target`, into `out` from `at` on.
 
@@ -264,9 +264,7 @@ def _store(source, target, count, bits, carried, integers, out, at):
             elif target == UINT16:
                 integers[i] = _whole(number, 0, -2147483648.0, 2147483648.0, 0xFFFF)
             elif target == UINT32:
-                integers[i] = _whole(
-                    number, 0, -9223372036854775808.0, 9223372036854775808.0, 0xFFFFFFFF
-                )
+                integers[i] = _whole(number, 0, -9223372036854775808.0, 9223372036854775808.0, 0xFFFFFFFF)
             else:
                 integers[i] = _whole_unsigned(number)
     _put_words(integers, count, SIZES[target], out, at)
@@ -314,7 +312,6 @@ def gather_cells(
     for i in range(rows.shape[0]):
         line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
         place = at
-        gaps = False
         for j in range(columns.shape[0]):
             state = states[line, columns[j]] if line >= 0 else 0
             if state == VALUE:

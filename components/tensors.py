@@ -17,17 +17,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from components import kernels, numbers
+from components import numbers, tensor_kernels, value_kernels
+from components.collect import collect
 from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
-from dag.layout import ByteColumn, Source
+from components.kernels import NO_ROOM
+from components.scratch import scratch
+from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
-from shared.shm_matrix import ABSENT, IDENTITY, ODD, CellBlock, Rows, ShmMatrix
+from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, VarBlock
 
 __all__ = ["Misfit", "Tensor", "TensorInput"]
 
 NOTHING = b"0.0"  # the text of a missing value
 
 Array = npt.NDArray[np.generic]
+Rows64 = npt.NDArray[np.int64]
+NO_ENDS: Rows64 = np.empty(0, np.int64)
 
 
 class Misfit(NamedTuple):
@@ -38,66 +43,169 @@ class Misfit(NamedTuple):
 
 
 class Tensor:
-    """The rows of one input: numeric as an array [rows, elements], BYTES as a list of texts per row."""
+    """The rows of one input: numeric as cells of a fixed width, BYTES as texts behind their lengths."""
 
-    __slots__ = ("_ends", "_packed", "shape", "values")
+    __slots__ = ("_cells", "_ends", "_packed", "shape")
 
-    def __init__(
-        self, shape: tuple[int, ...], values: Array | None, texts: Sequence[Sequence[bytes]]
-    ) -> None:
-        """`shape` of one row, free dims resolved; `texts` for a BYTES tensor, whose `values` is None."""
+    def __init__(self, shape: tuple[int, ...], cells: Bytes | None, packed: bytes, ends: Rows64) -> None:
+        """`shape` of one row, free dims resolved; `cells` uint8 [rows, bytes] of a numeric tensor.
+
+        Of a BYTES tensor, `packed` is the whole, and ends int64 [rows] says where each row ends in it.
+        """
         self.shape = shape
-        self.values = values
-        self._packed = b""
-        self._ends = [0]
-        if values is None:
-            rows = [b"".join(_prefixed(text) for text in row) for row in texts]
-            self._packed = b"".join(rows)
-            for row in rows:
-                self._ends.append(self._ends[-1] + len(row))
+        self._cells = cells
+        self._packed = packed
+        self._ends = ends
+
+    @classmethod
+    def of_numbers(cls, shape: tuple[int, ...], values: Array) -> Tensor:
+        """`values` [rows, elements], C order."""
+        return cls(shape, values.view(np.uint8), b"", NO_ENDS)
+
+    @classmethod
+    def of_texts(cls, shape: tuple[int, ...], texts: Sequence[Sequence[bytes]]) -> Tensor:
+        """The texts of each row. Reference of value_kernels.write_texts."""
+        rows = [b"".join(_prefixed(text) for text in row) for row in texts]
+        ends = np.array(list(itertools.accumulate(map(len, rows))), np.int64)
+        return cls(shape, None, b"".join(rows), ends)
+
+    @property
+    def cells(self) -> Bytes:
+        """The numbers, uint8 [rows, bytes a row]. For numeric tensors."""
+        assert self._cells is not None
+        return self._cells
 
     def raw(self, start: int, stop: int) -> bytes:
         """raw_input_contents of rows start … stop − 1."""
-        if self.values is not None:
-            return self.values[start:stop].tobytes()
-        return self._packed[self._ends[start] : self._ends[stop]]
+        if (cells := self._cells) is not None:
+            return cells[start:stop].tobytes()
+        ends = self._ends
+        first = int(ends[start - 1]) if start else 0
+        return self._packed[first : int(ends[stop - 1]) if stop else 0]
 
 
-class _Run:
+class _Cells:
     """Neighbouring features of a tensor that are columns of one block and one type: gathered in one go."""
 
-    __slots__ = ("block", "columns", "data_type", "externals", "first", "stop", "width")
+    __slots__ = ("_block", "_columns", "_source", "_width", "count", "externals")
 
-    def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int], first: int) -> None:
-        """`first`: the element of the tensor where the run begins."""
-        self.block = columns[0].block
-        self.data_type = columns[0].data_type.element
-        self.width = columns[0].width
-        self.columns = np.array([column.column for column in columns], np.int32)
+    def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int]) -> None:
+        self.count = sum(column.count for column in columns)  # elements a row
         self.externals = tuple(externals)
-        self.first = first
-        self.stop = first + sum(column.count for column in columns)
+        self._block = columns[0].block
+        self._source = int(columns[0].data_type.element)
+        self._width = columns[0].width
+        self._columns = np.array([column.column for column in columns], np.int32)
 
-    def brought(self, matrix: ShmMatrix) -> bool:
-        """Whether the request brought a column of one of these names."""
-        return any(
-            matrix.texts[external] is not None or matrix.typed[external] is not None
-            for external in self.externals
+    def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
+        return self.count
+
+    def gather(
+        self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
+    ) -> int:
+        block = matrix.blocks[self._block]
+        if block is None or not len(block.states):
+            out[:, at : at + self.count * size] = 0
+            return len(rows)
+        assert isinstance(block, CellBlock)
+        index = IDENTITY if block.index is None else block.index
+        return tensor_kernels.gather_cells(
+            block.flat, block.states, index, rows, self._columns, self._width, self._source, target, out, at
         )
 
 
-def _runs(sources: Sequence[Source]) -> tuple[_Run, ...] | None:
-    """The sources as runs; None when one of them is no fixed-width column."""
-    runs: list[_Run] = []
-    first = 0
-    for (_, _, _, width), group in itertools.groupby(sources, key=_run_key):
-        if not width:
-            return None
-        members = list(group)
-        columns = [source.byte for source in members if source.byte is not None]
-        runs.append(_Run(columns, [source.external for source in members], first))
-        first = runs[-1].stop
-    return tuple(runs)
+class _Vectors:
+    """A feature of a tensor that is a column of vectors of any length."""
+
+    __slots__ = ("_block", "_column", "_element", "_source", "count", "externals")
+
+    def __init__(self, column: ByteColumn, external: int, count: int) -> None:
+        """`count`: elements a row; 0 when the values themselves decide."""
+        self.count = count
+        self.externals = (external,)
+        self._block = column.block
+        self._column = column.column
+        self._source = int(column.data_type.element)
+        self._element = column.data_type.size
+
+    def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
+        if self.count:
+            return self.count
+        block = matrix.blocks[self._block]
+        if block is None or not len(block.states):
+            return 0
+        assert isinstance(block, VarBlock)
+        index = IDENTITY if block.index is None else block.index
+        size = tensor_kernels.common_size(block.sizes, index, rows, self._column)
+        return size // self._element if size > 0 and not size % self._element else 0
+
+    def gather(
+        self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
+    ) -> int:
+        block = matrix.blocks[self._block]
+        if block is None or not len(block.states):
+            out[:, at : at + count * size] = 0
+            return len(rows)
+        assert isinstance(block, VarBlock)
+        index = IDENTITY if block.index is None else block.index
+        return tensor_kernels.gather_values(
+            block.heap,
+            block.starts,
+            block.sizes,
+            index,
+            rows,
+            self._column,
+            count,
+            self._source,
+            target,
+            out,
+            at,
+        )
+
+
+class _Brought:
+    """A feature of a tensor that only a request may bring: a number, or the text of one."""
+
+    __slots__ = ("_external", "_read_as", "_target", "count", "externals")
+
+    def __init__(self, external: int, read_as: DataType, target: DataType) -> None:
+        """`read_as`: what a text is read as before it is converted into `target`."""
+        self.count = 1
+        self.externals = ()
+        self._external = external
+        self._read_as = read_as
+        self._target = target
+
+    def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
+        """0: what was brought is no single number."""
+        typed = matrix.typed[self._external]
+        if typed is None:
+            return 1
+        return 1 if typed.data_type.size and not typed.data_type.is_vector else 0
+
+    def gather(
+        self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
+    ) -> int:
+        typed = matrix.typed[self._external]
+        text = matrix.texts[self._external]
+        if typed is not None:
+            kind, text = typed.data_type, typed.text
+            if kind is not DataType.STRING:
+                shown = np.zeros(len(rows), np.int32) if text.constant else rows
+                return tensor_kernels.gather_values(
+                    text.heap, text.starts.reshape(-1, 1), text.sizes.reshape(-1, 1), IDENTITY, shown,
+                    0, 1, int(kind), target, out, at,
+                )  # fmt: skip
+        if text is None:
+            out[:, at : at + size] = 0
+            return 0
+        texts = [text.first()] if text.constant else text.texts(rows)
+        parsed = numbers.convert(numbers.parse(texts, self._read_as), self._read_as, self._target)
+        out[:, at : at + size] = parsed.view(np.uint8).reshape(len(texts), size)
+        return 0
+
+
+_Part = _Cells | _Vectors | _Brought
 
 
 def _run_key(source: Source) -> tuple[int, int, int, int]:
@@ -128,21 +236,66 @@ class TensorInput:
         self.shape = shape
         self.sources = sources
         self._text_types = text_types or (data_type,) * len(sources)
-        self._runs = None if reference or data_type is DataType.STRING else _runs(sources)
+        self._size = data_type.size
+        self._is_text = data_type is DataType.STRING
+        self._known = math.prod(dim for dim in shape if dim > 0)  # elements that the known dims make
+        self._free = -1 in shape
+        self._parts: tuple[_Part, ...] | None = None
+        self._runs: tuple[ColumnRun, ...] | None = None
+        if reference:
+            return
+        if self._is_text:
+            self._runs = column_runs(sources)
+            self._blanks = np.array(
+                [len(self._blank(source)) // len(NOTHING) for source in sources], np.int32
+            )
+        else:
+            self._parts = self._compiled_parts()
+
+    def _compiled_parts(self) -> tuple[_Part, ...] | None:
+        """The sources by the kernels that read them; None when one of them has no kernel."""
+        parts: list[_Part] = []
+        for (block, kind, _, width), group in itertools.groupby(
+            zip(self.sources, self._text_types, strict=True), key=lambda pair: _run_key(pair[0])
+        ):
+            members = list(group)
+            columns = [source.byte for source, _ in members if source.byte is not None]
+            externals = [source.external for source, _ in members]
+            if width:
+                parts.append(_Cells(columns, externals))
+            elif block < 0:
+                for source, text_type in members:
+                    read_as = text_type.element if text_type.element.size else self.data_type
+                    parts.append(_Brought(source.external, read_as, self.data_type))
+            elif DataType(kind).size:
+                parts += [
+                    _Vectors(column, external, 0) for column, external in zip(columns, externals, strict=True)
+                ]
+            else:
+                return None
+        return self._with_counts(parts)
+
+    def _with_counts(self, parts: list[_Part]) -> tuple[_Part, ...]:
+        """A single column of vectors takes what the others leave of the shape."""
+        varying = [part for part in parts if not part.count]
+        left = self._known - sum(part.count for part in parts)
+        if len(varying) == 1 and not self._free and left > 0:
+            varying[0].count = left
+        return tuple(parts)
 
     @property
     def text_vector(self) -> bool:
         """Whether a text is read as a vector, its elements separated by ':'."""
         return len(self.sources) == 1 and self.shape[0] > 1
 
-    def build(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, list[Misfit]]:
+    def build(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, Sequence[Misfit]]:
         """The tensor of these rows (int32 [n]), and the values that do not fit."""
-        if self.data_type is DataType.STRING:
+        if self._is_text:
+            if self._runs is not None and (tensor := self._collect(matrix, rows, self._runs)) is not None:
+                return tensor, ()
             return self._build_texts(matrix, rows)
-        if self._runs is not None:
-            gathered = self._gather(matrix, rows, self._runs)
-            if gathered is not None:
-                return Tensor(self._resolved(gathered.shape[1]), gathered, ()), []
+        if self._parts is not None and (tensor := self._gather(matrix, rows, self._parts)) is not None:
+            return tensor, ()
         misfits: list[Misfit] = []
         columns = [self._column(matrix, number, rows, misfits) for number in range(len(self.sources))]
         counts = self._counts(columns)
@@ -152,38 +305,49 @@ class TensorInput:
         ]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         values = np.ascontiguousarray(values)
-        return Tensor(self._resolved(values.shape[1]), values, ()), misfits
+        return Tensor.of_numbers(self._resolved(values.shape[1]), values), misfits
 
-    def _gather(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[_Run]) -> Array | None:
-        """The tensor by kernels, [rows, elements]; None when a cell needs a closer look."""
-        size = self.data_type.size
-        out = np.empty((len(rows), runs[-1].stop * size), np.uint8)
-        values: Array = out.view(self.data_type.dtype)
-        for run in runs:
-            block = matrix.blocks[run.block]
-            if block is None or not len(block.states):
-                out[:, run.first * size : run.stop * size] = 0
-                absent = 1
-            else:
-                assert isinstance(block, CellBlock)
-                if block.odd:
-                    return None
-                index = IDENTITY if block.index is None else block.index
-                if run.data_type is self.data_type:
-                    absent = kernels.gather(
-                        block.flat, block.states, index, rows, run.columns, run.width, out, run.first * size
-                    )
-                else:
-                    raw = np.empty((len(rows), len(run.columns) * run.width), np.uint8)
-                    absent = kernels.gather(
-                        block.flat, block.states, index, rows, run.columns, run.width, raw, 0
-                    )
-                    values[:, run.first : run.stop] = numbers.convert(
-                        raw.view(run.data_type.dtype), run.data_type, self.data_type
-                    )
-            if absent and run.brought(matrix):
+    def _gather(self, matrix: ShmMatrix, rows: Rows, parts: Sequence[_Part]) -> Tensor | None:
+        """The tensor by kernels; None when a cell needs a closer look."""
+        if self.text_vector and self._brought(matrix):
+            return None
+        counts = [part.elements(matrix, rows) for part in parts]
+        if 0 in counts:
+            return None
+        elements, size, target = sum(counts), self._size, int(self.data_type)
+        out = np.empty((len(rows), elements * size), np.uint8)
+        at = 0
+        for part, count in zip(parts, counts, strict=True):
+            absent = part.gather(matrix, rows, target, out, at, count, size)
+            if absent < 0 or (absent and _any_brought(matrix, part.externals)):
                 return None
-        return values
+            at += count * size
+        return Tensor(self._resolved(elements), out, b"", NO_ENDS)
+
+    def _collect(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[ColumnRun]) -> Tensor | None:
+        """The tensor of texts by kernels; None when a cell needs a closer look."""
+        if not len(rows) or (self.text_vector and self._brought(matrix)):
+            return None
+        found = collect(matrix, runs, rows, raw=False)
+        if found is None:
+            return None
+        for run in runs:
+            if (
+                run.block >= 0
+                and _any_brought(matrix, run.externals)
+                and not found.sizes[run.first : run.stop].all()
+            ):
+                return None  # maybe the request has what was not fetched
+        ends = np.empty(len(rows), np.int64)
+        while True:
+            size = value_kernels.write_texts(
+                scratch.heap, found.starts, found.sizes, self._blanks, scratch.out, ends
+            )
+            if size != NO_ROOM:
+                break
+            scratch.grow_out()
+        assert size >= 0, size
+        return Tensor(self._resolved(len(self.sources)), None, scratch.out[:size].tobytes(), ends)
 
     def _column(self, matrix: ShmMatrix, number: int, rows: Rows, misfits: list[Misfit]) -> Array | _Ragged:
         source = self.sources[number]
@@ -227,18 +391,13 @@ class TensorInput:
         out = numbers.convert(np.frombuffer(packed, kind.dtype), kind, target)
         return np.where(present, out, np.zeros((), target.dtype)).reshape(-1, 1)
 
-    @property
-    def _known(self) -> int:
-        """Elements that the known dims of the shape make."""
-        return math.prod(dim for dim in self.shape if dim > 0)
-
     def _counts(self, columns: Sequence[Array | _Ragged]) -> list[int]:
         """Elements a row of each column. What the shape does not say, the values themselves do."""
         counts = [column.usual() if isinstance(column, _Ragged) else column.shape[1] for column in columns]
         ragged = [number for number, column in enumerate(columns) if isinstance(column, _Ragged)]
         if not ragged:
             return counts
-        if -1 in self.shape:
+        if self._free:
             blank = self._known if len(columns) == 1 else 1
             return [count or blank for count in counts]
         # A single vector takes what the others leave. Of several, those that no row has a value of share it.
@@ -251,7 +410,7 @@ class TensorInput:
         return counts
 
     def _resolved(self, elements: int) -> tuple[int, ...]:
-        if -1 not in self.shape:
+        if not self._free:
             return self.shape
         known = -math.prod(self.shape)
         return tuple(elements // known if dim == -1 else dim for dim in self.shape)
@@ -269,13 +428,13 @@ class TensorInput:
                 [text or blank for text, blank in zip(line, blanks, strict=True)]
                 for line in zip(*columns, strict=True)
             ]
-        return Tensor(self._resolved(len(lines[0]) if lines else 1), None, lines), misfits
+        return Tensor.of_texts(self._resolved(len(lines[0]) if lines else 1), lines), misfits
 
     def _split(self, texts: Sequence[bytes], misfits: list[Misfit]) -> list[list[bytes]]:
         """Texts such as `a:b:c` as their elements, in every row the same number of them."""
         lines = [[part or NOTHING for part in text.split(b":")] if text else [] for text in texts]
         count = self._known
-        if -1 in self.shape:
+        if self._free:
             count = _usual([len(line) for line in lines if line]) or count
         for position, line in enumerate(lines):
             if len(line) == count:
@@ -309,6 +468,12 @@ class TensorInput:
             for position, text in zip(absent.tolist(), text_of(brought[1], brought[0]), strict=True):
                 own[position] = text
         return own
+
+
+def _any_brought(matrix: ShmMatrix, externals: Sequence[int]) -> bool:
+    """Whether the request brought a column of one of these names."""
+    texts, typed = matrix.texts, matrix.typed
+    return any(texts[external] is not None or typed[external] is not None for external in externals)
 
 
 class _Ragged:

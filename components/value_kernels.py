@@ -22,7 +22,6 @@ from components.kernels import (
     EMPTY,
     I32,
     I32_2,
-    I32_OUT,
     I64,
     I64_2,
     INT,
@@ -106,7 +105,7 @@ def _scaled(power, number):
     return high | np.uint64(low > U1)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def _shortest(fraction, exponent, fraction_bits, bias):
     """(digits, power): the shortest decimal digits × 10^power that read back as this float, the nearest of them.
 
@@ -215,7 +214,7 @@ def _put_float(negative, fraction, exponent, fraction_bits, bias, special, out, 
     return end
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def _put_number(kind, data, start, out, at):
     """The text form of the element at data[start …]; returns the place after it."""
     size = SIZES[kind]
@@ -256,7 +255,7 @@ def _put_number(kind, data, start, out, at):
 def _form_room(kind, size):
     """Bytes that the form of a value of `size` bytes never exceeds."""
     element = kind - 15 if kind > 15 else kind
-    if element == RAW or element == STRING:
+    if element in (RAW, STRING):
         return size
     return size // SIZES[element] * NUMBER_ROOM
 
@@ -268,7 +267,7 @@ def _put_form(kind, data, start, size, out, at):
     Nothing for a value whose length does not fit. The caller has seen that there is `_form_room`.
     """
     element = kind - 15 if kind > 15 else kind
-    if element == RAW or element == STRING:
+    if element in (RAW, STRING):
         return _copy(data, start, size, out, at)
     width = SIZES[element]
     if size % width or (kind <= 15 and size != width):
@@ -283,8 +282,9 @@ def _put_form(kind, data, start, size, out, at):
 
 @_inline
 def _is_kind(kind):
+    """Whether this is RAW, or a type that has a text form."""
     element = kind - 15 if kind > 15 else kind
-    return kind >= 0 and element <= BOOL and (kind == RAW or element == STRING or SIZES[element] > 0)
+    return kind >= 0 and element <= BOOL and (element in (RAW, STRING) or SIZES[element] > 0)
 
 
 @_kernel(INT(U8, U8_2, I32, I32, I32, I32, INT, U8_OUT, INT, I64_2_OUT, I32_2_OUT, INT))
@@ -408,11 +408,13 @@ def _fits(heap, start, size):
     return start >= 0 and size >= 0 and start + size <= heap.shape[0]
 
 
-@_kernel(INT(INT, U8, I64_2, I32_2, U8_OUT))
-def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, out: Any) -> int:
-    """Writes TargetScore messages (2 output_values) as field `tag` (its one-byte tag); returns the bytes written.
+@_kernel(INT(INT, U8, I64_2, I32_2, INT, U8_OUT))
+def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, errors: Any, out: Any) -> int:
+    """Writes TargetScore messages (1 error, 2 output_values) as field `tag` (its one-byte tag).
 
-    starts, sizes [columns, rows] of the values in `heap`. PairScore and SlateScore have the same fields.
+    starts, sizes [columns, rows] of the values in `heap`; when `errors` is 1, the first column has the error
+    texts, empty for none, when it is 0 there are none. Returns the bytes written. PairScore and SlateScore have
+    the same fields. Reference: workers.responses with protobuf messages.
     """
     columns, rows = starts.shape
     at = 0
@@ -422,16 +424,18 @@ def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, out: Any) -> int:
             size = np.int64(sizes[column, row])
             if not _fits(heap, starts[column, row], size):
                 return MALFORMED
-            inner += 1 + _varint_bytes(size) + size
+            if size or column >= errors:
+                inner += 1 + _varint_bytes(size) + size
         if at + 6 + inner > out.shape[0]:
             return NO_ROOM
         out[at] = tag
         at = _put_varint(out, at + 1, inner)
         for column in range(columns):
             size = np.int64(sizes[column, row])
-            out[at] = 0x12
-            at = _put_varint(out, at + 1, size)
-            at = _copy(heap, starts[column, row], size, out, at)
+            if size or column >= errors:
+                out[at] = 0x0A if column < errors else 0x12
+                at = _put_varint(out, at + 1, size)
+                at = _copy(heap, starts[column, row], size, out, at)
     return at
 
 

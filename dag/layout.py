@@ -8,11 +8,15 @@ service itself puts in as text (composite keys, calibration columns). A name can
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from shared.datatypes import DataType
 
-__all__ = ["BlockSpec", "ByteColumn", "Layout", "LayoutBuilder", "Source"]
+__all__ = ["BlockSpec", "ByteColumn", "ColumnRun", "Layout", "LayoutBuilder", "Source", "column_runs"]
 
 
 _SIZES = {kind: kind.size for kind in DataType}
@@ -50,6 +54,51 @@ class Source:
     name: str
     byte: ByteColumn | None
     external: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ColumnRun:
+    """Neighbours in a list of sources that are columns of one block, so that a kernel reads them in one go.
+
+    `block` is −1 for a source that is no byte column; it is a run of its own. `columns`, `kinds` and `raw` are
+    int32 [sources]: their columns in the block, their types, and zeros.
+    """
+
+    first: int  # place of the first source in the list
+    stop: int
+    block: int
+    width: int  # bytes a cell; 0 where that varies
+    columns: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.int32]
+    raw: npt.NDArray[np.int32]
+    externals: tuple[int, ...]
+
+
+def column_runs(sources: Sequence[Source]) -> tuple[ColumnRun, ...]:
+    """The sources as runs, in order."""
+    runs = []
+    for block, group in itertools.groupby(enumerate(sources), key=_block_or_self):
+        places, members = zip(*group, strict=True)
+        columns = [source.byte for source in members if source.byte is not None]
+        runs.append(
+            ColumnRun(
+                first=places[0],
+                stop=places[-1] + 1,
+                block=max(block, -1),
+                width=columns[0].width if columns else 0,
+                columns=np.array([column.column for column in columns], np.int32),
+                kinds=np.array([column.data_type for column in columns], np.int32),
+                raw=np.zeros(len(columns), np.int32),
+                externals=tuple(source.external for source in members),
+            )
+        )
+    return tuple(runs)
+
+
+def _block_or_self(placed: tuple[int, Source]) -> int:
+    """The number of the source's block; a negative number of its own when it is in none."""
+    place, source = placed
+    return -1 - place if source.byte is None else source.byte.block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from dag.component import Component
 from dag.config import ModelConfig
-from dag.layout import Layout, Source
+from dag.layout import ColumnRun, Layout, Source, column_runs
 from dag.topology import Topology
 from shared.datatypes import DataType
 
-__all__ = ["Answer", "OutputColumn", "Plan", "Schedule", "schedule"]
+__all__ = ["Answer", "OutputColumn", "OutputColumns", "Plan", "Schedule", "schedule"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +49,32 @@ class OutputColumn:
         return self.source.name
 
 
+class OutputColumns(tuple[OutputColumn, ...]):
+    """Columns of an answer in order, and what every answer needs to know of them."""
+
+    @functools.cached_property
+    def runs(self) -> tuple[ColumnRun, ...]:
+        return column_runs([column.source for column in self])
+
+    @functools.cached_property
+    def external(self) -> tuple[int, ...]:
+        """The external ids of those that are no byte columns: a request may bring them with a type."""
+        return tuple(column.source.external for column in self if column.source.byte is None)
+
+    @functools.cached_property
+    def heads(self) -> dict[int, bytes]:
+        """What an answer begins with, by its first tag: kept here by whoever encodes it."""
+        return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What an answer shows, in order."""
 
-    features: tuple[OutputColumn, ...]  # response_config.features, in an answer without slates
-    targets: tuple[OutputColumn, ...]  # the same without the slate scores, in an answer with slates
-    slates: tuple[OutputColumn, ...]  # the slate scores among them, in component order
-    model_schema: tuple[OutputColumn, ...]  # the models' inputs, then the other features
+    features: OutputColumns  # response_config.features, in an answer without slates
+    targets: OutputColumns  # the same without the slate scores, in an answer with slates
+    slates: OutputColumns  # the slate scores among them, in component order
+    model_schema: OutputColumns  # the models' inputs, then the other features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,17 @@ import itertools
 from collections.abc import Collection, Sequence
 
 import mmh3
-import numpy as np
-import numpy.typing as npt
 
-from components import kernels
+from components import value_kernels as kernels
+from components.collect import Collected, TooMuchError, collect
 from components.columns import byte_values, fallback, texts
+from components.kernels import NO_ROOM
 from components.scratch import scratch
 from components.wire import field_head
 from dag.component import Failure, Scoring
-from dag.plan import OutputColumn, Plan
+from dag.plan import OutputColumn, OutputColumns, Plan
 from proto import inferflow_pb2, predict_pb2
-from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
+from shared.shm_matrix import ShmMatrix
 
 __all__ = ["ResponseTooLarge", "point_wise", "retrieve", "sampled", "slate_wise"]
 
@@ -33,15 +33,53 @@ class ResponseTooLarge(Exception):
         super().__init__(f"the answer to {rows} rows with {columns} columns is larger than {MAX_BYTES} bytes")
 
 
-def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
+def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool, reference: bool) -> bytes:
     """InferflowResponseProto: the column names, then one row of texts per matrix row.
 
     `model_schema`: show the models' inputs before the other features. Raises ResponseTooLarge.
     """
     matrix = scoring.matrix
     columns = plan.answer.model_schema if model_schema else plan.answer.features
+    rows = None if reference else _packed_rows(columns, matrix)
+    message = inferflow_pb2.InferflowResponseProto.Error(message=_summary(scoring.failures))
+    error = inferflow_pb2.InferflowResponseProto(error=message) if scoring.failures else None
+    return b"".join(
+        (
+            _names(columns),
+            _rows_by_messages(columns, matrix) if rows is None else rows,
+            b"" if error is None else error.SerializeToString(),
+        )
+    )
+
+
+NAMES = 0  # among the heads of an answer's columns, beside schemas by their tags
+
+
+def _names(columns: OutputColumns) -> bytes:
+    """The first row of a RetrieveModelScore answer: the names of its columns."""
+    row = columns.heads.get(NAMES)
+    if row is None:
+        response = inferflow_pb2.InferflowResponseProto()
+        response.component_data.add(data=[column.name for column in columns])
+        row = columns.heads[NAMES] = response.SerializeToString()
+    return row
+
+
+def _packed_rows(columns: OutputColumns, matrix: ShmMatrix) -> bytes | None:
+    """The rows of a RetrieveModelScore answer by kernels; None when a cell needs a closer look."""
+    found = _collected(columns, matrix, raw=False)
+    if found is None:
+        return None
+    while True:
+        size = kernels.write_rows(scratch.heap, found.starts, found.sizes, scratch.out)
+        if size != NO_ROOM:
+            break
+        scratch.grow_out()
+    return scratch.out[:size].tobytes() if size >= 0 else None
+
+
+def _rows_by_messages(columns: OutputColumns, matrix: ShmMatrix) -> bytes:
     response = inferflow_pb2.InferflowResponseProto()
-    response.component_data.add(data=[column.name for column in columns])
     values = []
     size = 0
     for column in columns:
@@ -51,10 +89,16 @@ def retrieve(plan: Plan, scoring: Scoring, *, model_schema: bool) -> bytes:
             raise ResponseTooLarge(matrix.rows, len(columns))
     for row in zip(*values, strict=True) if values else [()] * matrix.rows:
         response.component_data.add(data=[text.decode("utf-8", "replace") for text in row])
-    if scoring.failures:
-        response.error.message = _summary(scoring.failures)
     body: bytes = response.SerializeToString()
     return body
+
+
+def _collected(columns: OutputColumns, matrix: ShmMatrix, *, raw: bool, before: int = 0) -> Collected | None:
+    """The values of all rows in the scratch heap. Raises ResponseTooLarge."""
+    try:
+        return collect(matrix, columns.runs, matrix.all_rows, raw=raw, before=before, limit=MAX_BYTES)
+    except TooMuchError:
+        raise ResponseTooLarge(matrix.rows, len(columns)) from None
 
 
 def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
@@ -99,8 +143,18 @@ def sampled(user_id: bytes, percentage: int, now: datetime.datetime) -> bool:
     return abs(mmh3.hash(user_id + now.strftime("%d%m%Y").encode())) % 100 < percentage
 
 
-def _schema(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes:
+def _schema(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes:
     """The output schema of these columns as field `tag` of a response."""
+    typed = any(matrix.typed[external] is not None for external in columns.external)
+    head = None if typed else columns.heads.get(tag)
+    if head is None:
+        head = _encoded_schema(tag, columns, matrix)
+        if not typed:
+            columns.heads[tag] = head
+    return head
+
+
+def _encoded_schema(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes:
     out: list[bytes] = []
     for column in columns:
         kind, dim = column.data_type, column.vector_dim
@@ -133,7 +187,7 @@ SLATE_SCORES = 0x0A  # pair_scores and slate_scores
 
 def _scores(
     tag: int,
-    columns: Sequence[OutputColumn],
+    columns: OutputColumns,
     matrix: ShmMatrix,
     errors: Errors | None,
     reference: bool,
@@ -142,8 +196,8 @@ def _scores(
 
     TargetScore, PairScore and SlateScore have the same fields: 1 error, 2 output_values.
     """
-    if not (reference or errors):
-        packed = _packed_scores(tag, columns, matrix)
+    if not reference:
+        packed = _packed_scores(tag, columns, matrix, errors)
         if packed is not None:
             return packed
     values = [_values(matrix, column) for column in columns]
@@ -160,77 +214,45 @@ def _scores(
     return bytes(out)
 
 
-def _packed_scores(tag: int, columns: Sequence[OutputColumn], matrix: ShmMatrix) -> bytes | None:
+def _packed_scores(
+    tag: int, columns: OutputColumns, matrix: ShmMatrix, errors: Errors | None
+) -> bytes | None:
     """The same by kernels; None when a cell needs a closer look."""
-    starts = np.zeros((len(columns), matrix.rows), np.int64)
-    sizes = np.zeros((len(columns), matrix.rows), np.int32)
-    at = 0
-    number = 0
-    while number < len(columns):
-        end = _collect(matrix, columns[number], scratch.heap, at, starts[number], sizes[number])
-        if end == kernels.NO_ROOM:
-            if len(scratch.heap) >= MAX_BYTES:
-                raise ResponseTooLarge(matrix.rows, len(columns))
-            # What was collected so far goes with the old heap: once more from the start, in a larger one.
-            scratch.grow_heap()
-            at = number = 0
-            continue
-        if end < 0:
-            return None
-        at = end
-        number += 1
+    before = 0 if errors is None else 1
+    found = _collected(columns, matrix, raw=True, before=before)
+    if found is None:
+        return None
+    if errors is not None:
+        _put_errors(errors, found)
     while True:
-        size = kernels.write_scores(tag, scratch.heap, starts, sizes, scratch.out)
-        if size != kernels.NO_ROOM:
+        size = kernels.write_scores(tag, scratch.heap, found.starts, found.sizes, before, scratch.out)
+        if size != NO_ROOM:
             break
+        if len(scratch.out) >= MAX_BYTES:
+            raise ResponseTooLarge(matrix.rows, len(columns))
         scratch.grow_out()
     assert size >= 0, size
+    if size > MAX_BYTES:
+        raise ResponseTooLarge(matrix.rows, len(columns))
     return scratch.out[:size].tobytes()
 
 
-def _text_source(matrix: ShmMatrix, column: OutputColumn) -> TextColumn | None:
-    """The texts or raw values that the request brought under this name."""
-    typed = matrix.typed[column.source.external]
-    return matrix.texts[column.source.external] if typed is None else typed.text
-
-
-def _row_sizes(block: VarBlock, column: int, rows: Rows) -> Rows:
-    if not len(block.sizes):
-        return np.zeros(len(rows), np.int32)
-    if block.index is None:
-        return block.sizes[:, column]
-    return np.where(block.index >= 0, block.sizes[block.index, column], 0).astype(np.int32)
-
-
-def _collect(
-    matrix: ShmMatrix,
-    column: OutputColumn,
-    heap: Bytes,
-    at: int,
-    starts: npt.NDArray[np.int64],
-    sizes: Rows,
-) -> int:
-    """Copies the values of a column into `heap`; the new end, or a negative kernel code."""
-    byte = column.source.byte
-    if byte is None:
-        text = _text_source(matrix, column)
-        if text is None:
-            return at
-        step = 0 if text.constant else 1
-        return kernels.collect_texts(text.heap, text.starts, text.sizes, step, heap, at, starts, sizes)
-    block = matrix.blocks[byte.block]
-    if block is None or not len(block.states):
-        return at
-    if isinstance(block, CellBlock):
-        index = IDENTITY if block.index is None else block.index
-        return kernels.collect_cells(
-            block.flat, block.states, index, byte.column, byte.width, heap, at, starts, sizes
-        )
-    places = block.starts[:, byte.column] if block.index is None else block.starts[block.index, byte.column]
-    lengths = np.ascontiguousarray(_row_sizes(block, byte.column, matrix.all_rows))
-    return kernels.collect_texts(
-        block.heap, np.ascontiguousarray(places), lengths, 1, heap, at, starts, sizes
-    )
+def _put_errors(errors: Errors, found: Collected) -> None:
+    """The error text of each row into the heap, equal ones once, and into the first line of places."""
+    starts, sizes = found.starts[0], found.sizes[0]
+    starts[:] = sizes[:] = 0
+    places: dict[str, tuple[int, int]] = {}
+    at = found.end
+    for row, error in enumerate(errors):
+        if not error:
+            continue
+        text = "; ".join(error)
+        place = places.get(text)
+        if place is None:
+            end = scratch.append(at, text.encode())
+            place = places[text] = at, end - at
+            at = end
+        starts[row], sizes[row] = place
 
 
 def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:

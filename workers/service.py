@@ -217,7 +217,7 @@ class Service:
         shown = percentage > 0 and responses.sampled(
             user_id(plan, scoring, metadata), percentage, datetime.datetime.now(self._sampling_tz)
         )
-        return responses.retrieve(plan, scoring, model_schema=shown)
+        return responses.retrieve(plan, scoring, model_schema=shown, reference=reference)
 
     def __repr__(self) -> str:
         return f"<Service {self.in_flight} of {self.max_in_flight} in flight, {self.plans!r}>"

@@ -21,7 +21,8 @@ from components import kernels
 from components.numerix_wire import decode_scores, encode_compute
 from components.onfs_wire import decode_rows, encode_keys
 from proto import numerix_pb2, onfs_pb2, predict_pb2
-from shared.shm_matrix import ABSENT, EMPTY, IDENTITY, ODD, VALUE
+from shared.shm_matrix import EMPTY, VALUE
+from tests.components.memory import CANARY, array, canaries
 from tests.components.messages import (
     LENGTH,
     PADS,
@@ -33,20 +34,6 @@ from tests.components.messages import (
     written,
 )
 from tests.effort import tries
-
-Bytes = npt.NDArray[np.uint8]
-
-CANARY = 0xA5
-"""What memory that a kernel must leave alone is filled with."""
-
-
-def array(data: bytes) -> Bytes:
-    return np.frombuffer(data, np.uint8)
-
-
-def canaries(size: int) -> Bytes:
-    return np.full(size, CANARY, np.uint8)
-
 
 WORDS = st.sampled_from(["", "a", "user", "1234567", "x" * 130]) | st.text(
     st.characters(codec="ascii"), max_size=9
@@ -357,128 +344,6 @@ def test_ask_keys_is_both_in_one(columns: KeyColumns, batch: int) -> None:
         at = end
 
 
-# ---------------------------------------------------------------- gather, collect, write
-
-
-@st.composite
-def blocks(draw: st.DrawFn) -> tuple[Bytes, Bytes, npt.NDArray[np.int32], int]:
-    """(cells flat, states, index, width) of a block, and an index that is empty or may say −1."""
-    width = draw(st.sampled_from([1, 2, 4, 8, 20]))
-    lines, columns = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    size = lines * columns
-    cells = array(draw(st.binary(min_size=size * width, max_size=size * width)))
-    states = draw(st.lists(st.sampled_from([ABSENT, VALUE, EMPTY, ODD]), min_size=size, max_size=size))
-    index = draw(st.just([]) | st.lists(st.integers(-1, lines - 1), min_size=1, max_size=6))
-    return cells, np.array(states, np.uint8).reshape(lines, columns), np.array(index, np.int32), width
-
-
-@given(blocks(), st.data())
-def test_gather(block: tuple[Bytes, Bytes, npt.NDArray[np.int32], int], data: st.DataObject) -> None:
-    cells, states, index, width = block
-    lines, everything = states.shape
-    matrix_rows = len(index) or lines
-    rows = np.array(data.draw(st.lists(st.integers(0, matrix_rows - 1), max_size=5)), np.int32)
-    columns = np.array(data.draw(st.lists(st.integers(0, everything - 1), min_size=1, max_size=4)), np.int32)
-    before = data.draw(st.integers(0, 3))
-    out = np.full((len(rows), before + len(columns) * width + 2), CANARY, np.uint8)
-    absent = kernels.gather(cells, states, index, rows, columns, width, out, before)
-    seen = 0
-    for i, row in enumerate(rows.tolist()):
-        line = int(index[row]) if len(index) else row
-        wanted = b""
-        for column in columns.tolist():
-            state = int(states[line, column]) if line >= 0 else ABSENT
-            seen += state == ABSENT
-            at = (line * everything + column) * width
-            wanted += cells[at : at + width].tobytes() if state == VALUE else bytes(width)
-        assert out[i].tobytes() == bytes([CANARY] * before) + wanted + bytes([CANARY] * 2)
-    assert absent == seen
-
-
-@given(blocks(), st.data())
-def test_collect_cells(block: tuple[Bytes, Bytes, npt.NDArray[np.int32], int], data: st.DataObject) -> None:
-    cells, states, index, width = block
-    lines, columns = states.shape
-    rows = len(index) or lines
-    column = data.draw(st.integers(0, columns - 1))
-    room, begin = data.draw(st.sampled_from([rows * width, 0, width])), data.draw(st.integers(0, 2))
-    out = canaries(begin + room)
-    starts, sizes = np.full(rows, -9, np.int64), np.full(rows, -9, np.int32)
-    code = kernels.collect_cells(cells, states, index, column, width, out, begin, starts, sizes)
-    wanted, values = [], 0
-    for row in range(rows):
-        line = int(index[row]) if len(index) else row
-        state = int(states[line, column]) if line >= 0 else ABSENT
-        values += state == VALUE
-        if state == ODD:
-            assert code == kernels.UNUSUAL or (code == kernels.NO_ROOM and values * width > room)
-            return
-        at = (line * columns + column) * width
-        wanted.append(cells[at : at + width].tobytes() if state == VALUE else b"")
-        if values * width > room:
-            assert code == kernels.NO_ROOM
-            return
-    assert code == begin + sum(map(len, wanted))
-    assert [out[a : a + n].tobytes() for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)] == wanted
-    assert (out[:begin] == CANARY).all()
-
-
-@given(st.lists(st.binary(max_size=5), min_size=1, max_size=6), st.booleans(), st.integers(-3, 3))
-def test_collect_texts(texts: list[bytes], constant: bool, slack: int) -> None:
-    heap = array(b"__" + b"".join(texts))
-    sizes_in = np.array([len(text) for text in texts], np.int32)
-    starts_in = (np.cumsum(sizes_in) - sizes_in + 2).astype(np.int64)
-    wanted = [texts[0]] * len(texts) if constant else texts
-    needed = sum(map(len, wanted))
-    out = canaries(max(needed + slack, 0))
-    starts, sizes = np.full(len(texts), -9, np.int64), np.full(len(texts), -9, np.int32)
-    code = kernels.collect_texts(heap, starts_in, sizes_in, 0 if constant else 1, out, 0, starts, sizes)
-    if len(out) < needed:
-        assert code == kernels.NO_ROOM
-        return
-    assert code == needed
-    assert [out[a : a + n].tobytes() for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)] == wanted
-
-
-@pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (0, 9), (9, 1)])
-def test_collect_texts_looks_at_its_bounds(start: int, size: int) -> None:
-    places = np.empty(1, np.int64), np.empty(1, np.int32)
-    heap, starts, sizes = array(b"abc"), np.array([start], np.int64), np.array([size], np.int32)
-    assert kernels.collect_texts(heap, starts, sizes, 1, canaries(99), 0, *places) == kernels.MALFORMED
-
-
-VALUES = st.binary(max_size=4) | st.sampled_from([b"v" * 127, b"v" * 130])
-
-
-@given(
-    st.integers(0, 3).flatmap(
-        lambda columns: st.lists(st.lists(VALUES, min_size=columns, max_size=columns), max_size=5)
-    ),
-    st.sampled_from([0x0A, 0x12]),
-)
-@tries(0.5)
-def test_write_scores_is_as_protobuf_says(rows: list[list[bytes]], tag: int) -> None:
-    columns = len(rows[0]) if rows else 0
-    starts, sizes = np.zeros((columns, len(rows)), np.int64), np.zeros((columns, len(rows)), np.int32)
-    heap = bytearray()
-    for row, values in enumerate(rows):
-        for column, value in enumerate(values):
-            starts[column, row], sizes[column, row] = len(heap), len(value)
-            heap += value
-    wanted = b"".join(
-        field(tag >> 3, LENGTH, predict_pb2.TargetScore(output_values=values).SerializeToString())
-        for values in rows
-    )
-    for room in range(len(wanted) + 8):
-        out = canaries(room)
-        code = kernels.write_scores(tag, array(bytes(heap)), starts, sizes, out)
-        assert code == len(wanted) or code == kernels.NO_ROOM
-        if code >= 0:
-            assert out[:code].tobytes() == wanted
-            assert (out[code:] == CANARY).all()
-    assert code == len(wanted)
-
-
 # ---------------------------------------------------------------- numerix
 
 FLOAT_BITS = st.integers(0, (1 << 32) - 1)
@@ -511,7 +376,7 @@ def test_encode_compute_rows_is_as_protobuf_says(
         sum(len(text) + 6 * bits.shape[1] + 24 for text in (ids[:1] * len(ids) if constant else ids))
     )
     code = kernels.encode_compute_rows(
-        array(b"".join(ids)), starts, sizes, 0 if constant else 1, bits.view(np.float32), begin, end, out
+        array(b"".join(ids)), starts, sizes, 0 if constant else 1, bits.view(np.uint8), begin, end, out
     )
     if constant:
         ids = ids[:1] * len(ids)
@@ -526,7 +391,7 @@ def test_encode_compute_rows_is_as_protobuf_says(
 
 
 def test_encode_compute_rows_needs_room() -> None:
-    values = np.ones((2, 3), np.float32)
+    values = np.ones((2, 12), np.uint8)
     starts, sizes = np.zeros(2, np.int64), np.full(2, 3, np.int32)
     codes = {
         kernels.encode_compute_rows(array(b"abc"), starts, sizes, 1, values, 0, 2, canaries(room))
@@ -737,8 +602,3 @@ def test_read_targets_needs_room() -> None:
             np.empty((v, r), np.int64), np.empty((v, r), np.int32), canaries(o),
         )  # fmt: skip
         assert code == kernels.NO_ROOM
-
-
-def test_index_of_all_rows_stands_for_itself() -> None:
-    """The empty index that callers hand in means line = row."""
-    assert IDENTITY.shape == (0,)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).with_name("test_kernels.py")
-ROOT = TESTS.parents[2]
+HERE = Path(__file__).parent
+TESTS = [HERE / name for name in ("test_kernels.py", "test_tensor_kernels.py", "test_value_kernels.py")]
+ROOT = HERE.parents[1]
 
 CHECKED = """
 import sys
@@ -22,12 +23,12 @@ import sys
 import numpy as np
 import pytest
 
-from components import kernels
+from components.tensor_kernels import gather_cells
 
 cells, states = np.zeros(4, np.uint8), np.ones((1, 1), np.uint8)
 rows, columns = np.zeros(1, np.int32), np.ones(1, np.int32)
 try:
-    kernels.gather(cells, states, np.empty(0, np.int32), rows, columns, 4, np.zeros((1, 4), np.uint8), 0)
+    gather_cells(cells, states, np.empty(0, np.int32), rows, columns, 4, 4, 4, np.zeros((1, 4), np.uint8), 0)
 except IndexError:
     sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[1:]]))
 sys.exit("indices are not checked")
@@ -42,7 +43,7 @@ def test_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis"),
     }
     run = subprocess.run(
-        [sys.executable, "-c", CHECKED, "--hypothesis-profile=thorough", str(TESTS)],
+        [sys.executable, "-c", CHECKED, "--hypothesis-profile=thorough", *map(str, TESTS)],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

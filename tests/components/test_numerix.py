@@ -385,7 +385,11 @@ def test_both_codecs_write_the_same_request(
         shown = ids[:1] * len(ids) if constant else ids
         fast, slow = (
             Request.FromString(
-                b"".join(ComputeCodec(schema, "c", reference).encode(column, values, slice(start, stop)))
+                b"".join(
+                    ComputeCodec(schema, "c", reference).encode(
+                        column, values.view(np.uint8), slice(start, stop)
+                    )
+                )
             )
             for reference in (False, True)
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dag.component import Component
 from dag.config import ModelConfig
 from dag.layout import Layout
-from dag.plan import Answer, Plan, Schedule
+from dag.plan import Answer, OutputColumns, Plan, Schedule
 
 __all__ = ["EMPTY_LAYOUT", "plan_of"]
 
@@ -31,7 +31,7 @@ def plan_of(components: Sequence[Component], parents: Sequence[Sequence[int]]) -
         ),
         layout=EMPTY_LAYOUT,
         slate_layout=EMPTY_LAYOUT,
-        answer=Answer((), (), (), ()),
+        answer=Answer(OutputColumns(), OutputColumns(), OutputColumns(), OutputColumns()),
         id_column="id",
         constants=(),
         composites=frozenset(),

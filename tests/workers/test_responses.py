@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dag.component import Scoring, Slates
 from dag.layout import LayoutBuilder
-from dag.plan import Answer, OutputColumn, Plan
+from dag.plan import Answer, OutputColumn, OutputColumns, Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
 from shared.shm_matrix import CellBlock, ShmMatrix, Slot, TextColumn, TypedColumn, VarBlock
@@ -96,8 +96,8 @@ class Table:
             block.index = np.array(index, np.int32)
         return block
 
-    def outputs(self) -> tuple[OutputColumn, ...]:
-        return tuple(
+    def outputs(self) -> OutputColumns:
+        return OutputColumns(
             OutputColumn(
                 self.layout.source(column.name),
                 column.kind if column.origin == "block" else STRING,
@@ -125,12 +125,12 @@ class Table:
 def answering(
     targets: Table, slates: Table | None = None, *, shown: Sequence[OutputColumn] | None = None
 ) -> Plan:
-    outputs = targets.outputs() if shown is None else tuple(shown)
+    outputs = targets.outputs() if shown is None else OutputColumns(shown)
     return dataclasses.replace(
         plan_of([], []),
         layout=targets.layout,
         slate_layout=EMPTY_LAYOUT if slates is None else slates.layout,
-        answer=Answer(outputs, outputs, () if slates is None else slates.outputs(), outputs),
+        answer=Answer(outputs, outputs, OutputColumns() if slates is None else slates.outputs(), outputs),
     )
 
 
@@ -271,8 +271,8 @@ def test_answers_that_are_too_large_are_refused(monkeypatch: pytest.MonkeyPatch)
         for reference in (False, True):
             with pytest.raises(ResponseTooLarge, match=message):
                 point_wise(plan, scoring, reference=reference)
-        with pytest.raises(ResponseTooLarge, match=message):
-            retrieve(plan, scoring, model_schema=False)
+            with pytest.raises(ResponseTooLarge, match=message):
+                retrieve(plan, scoring, model_schema=False, reference=reference)
 
 
 def test_error_texts_are_cut() -> None:
@@ -354,9 +354,14 @@ def le(*values: float) -> bytes:
 
 
 def retrieved(table: Table, scoring: Scoring, **more: Any) -> inferflow_pb2.InferflowResponseProto:
-    return inferflow_pb2.InferflowResponseProto.FromString(
-        retrieve(answering(table, **more), scoring, model_schema=False)
+    fast, slow = (
+        inferflow_pb2.InferflowResponseProto.FromString(
+            retrieve(answering(table, **more), scoring, model_schema=False, reference=reference)
+        )
+        for reference in (False, True)
     )
+    assert fast == slow
+    return fast
 
 
 def test_texts_are_answered_below_their_names() -> None:
@@ -379,6 +384,32 @@ def test_texts_are_answered_below_their_names() -> None:
         assert not answer.HasField("error")
 
 
+@given(tables(), st.data())
+def test_texts_are_the_same_by_kernels_and_by_messages(
+    made: tuple[int, list[Column], list[int] | None], data: st.DataObject
+) -> None:
+    rows, columns, index = made
+    with matrix_pool() as slot:
+        table = Table(slot, rows, columns, index)
+        scoring = Scoring(table.matrix)
+        fail(scoring, data.draw(st.just([]) | failures_of(rows)))
+        assert len(retrieved(table, scoring).component_data) == rows + 1
+
+
+def test_kernels_answer_texts_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [
+        Column("id", "text", STRING, 0, [b"a", "é".encode()]),
+        Column("score", "block", FP32, 1, [le(0.1), b""]),
+        Column("title", "block", STRING, 1, ["ß".encode(), b""]),
+        Column("vector", "block", DataType.FP64_VECTOR, 0, [np.array([1, 2.5]).tobytes(), b""]),
+    ]
+    with matrix_pool() as slot:
+        table = Table(slot, 2, columns)
+        slow = retrieve(answering(table), Scoring(table.matrix), model_schema=False, reference=True)
+        monkeypatch.setattr(responses, "texts", None)
+        assert retrieve(answering(table), Scoring(table.matrix), model_schema=False, reference=False) == slow
+
+
 def test_no_columns_give_empty_rows() -> None:
     with matrix_pool() as slot:
         table = Table(slot, 2, [])
@@ -396,13 +427,19 @@ def test_the_model_schema_is_shown_when_it_is_asked_for() -> None:
     with matrix_pool() as slot:
         table = Table(slot, 1, columns)
         plan = dataclasses.replace(
-            answering(table), answer=Answer(table.outputs()[:1], (), (), table.outputs()[::-1])
+            answering(table),
+            answer=Answer(
+                OutputColumns(table.outputs()[:1]),
+                OutputColumns(),
+                OutputColumns(),
+                OutputColumns(table.outputs()[::-1]),
+            ),
         )
         shown = {
             model_schema: [
                 list(row.data)
                 for row in inferflow_pb2.InferflowResponseProto.FromString(
-                    retrieve(plan, Scoring(table.matrix), model_schema=model_schema)
+                    retrieve(plan, Scoring(table.matrix), model_schema=model_schema, reference=False)
                 ).component_data
             ]
             for model_schema in (False, True)

@@ -1,0 +1,157 @@
+"""Gathered and converted cells, against `components.numbers`, which says what each conversion gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import numbers
+from components.kernels import UNUSUAL
+from components.tensor_kernels import common_size, gather_cells, gather_values
+from shared.datatypes import DataType
+from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes
+from tests.components.memory import CANARY, Cells, Values, array, canaries, cells_of, values_of
+
+NUMERIC = [kind for kind in DataType if kind.size and not kind.is_vector]
+KINDS = st.sampled_from(NUMERIC)
+
+
+def converted(raw: bytes, source: DataType, target: DataType) -> bytes:
+    return numbers.convert(np.frombuffer(raw, source.dtype), source, target).tobytes()
+
+
+def lines_of(rows: int, width: int) -> Bytes:
+    return canaries(rows * width).reshape(rows, width)
+
+
+def all_and_hard(kind: DataType) -> Bytes:
+    """The bytes of all numbers of a small type; of a large one many random ones, and those at its limits."""
+    if kind.size <= 2:
+        return np.arange(1 << 8 * kind.size, dtype=f"<u{kind.size}").view(np.uint8)
+    random = np.random.default_rng(0)
+    anything = random.integers(0, 256, 4000 * kind.size, dtype=np.uint8)
+    if kind.dtype.kind != "f":
+        return anything
+    powers = 2.0 ** np.arange(-160, 130)
+    limits = [
+        0,
+        0.5,
+        127.5,
+        255.5,
+        448,
+        464,
+        464.1,
+        480,
+        57344,
+        61439.9,
+        61440,
+        65000,
+        65504,
+        65520,
+        np.nan,
+        np.inf,
+    ]
+    values = np.concatenate([limits, powers, powers * 1.5, powers * 1.0625, powers * (1.0625 + 2**-20)])
+    with np.errstate(all="ignore"):
+        hard = np.concatenate([values, -values]).astype(kind.dtype)
+    return np.concatenate([anything, hard.view(np.uint8)])
+
+
+@pytest.mark.parametrize("source", NUMERIC, ids=lambda kind: kind.name)
+def test_every_number_into_every_type(source: DataType) -> None:
+    raw = all_and_hard(source)
+    count = len(raw) // source.size
+    for target in NUMERIC:
+        out = canaries(count * target.size).reshape(count, target.size)
+        states, rows = np.ones((count, 1), np.uint8), np.arange(count, dtype=np.int32)
+        code = gather_cells(
+            raw, states, IDENTITY, rows, np.zeros(1, np.int32), source.size, int(source), int(target), out, 0
+        )
+        assert code == 0
+        wanted = np.frombuffer(converted(raw.tobytes(), source, target), np.uint8).reshape(count, -1)
+        wrong = np.flatnonzero((out != wanted).any(axis=1))
+        assert not len(wrong), (target.name, raw.view(source.dtype)[wrong[:3]], out[wrong[:3]])
+
+
+@given(cells_of([1, 2, 4, 8, 16]), KINDS, KINDS, st.integers(0, 3), st.data())
+def test_cells_stand_side_by_side(
+    block: Cells, source: DataType, target: DataType, before: int, data: st.DataObject
+) -> None:
+    rows = data.draw(st.lists(st.integers(0, block.rows - 1), max_size=5))
+    columns = data.draw(st.lists(st.integers(0, block.states.shape[1] - 1), min_size=1, max_size=4))
+    fits = block.width % source.size == 0
+    wide = block.width // source.size * target.size
+    out = lines_of(len(rows), before + len(columns) * wide + 2)
+    code = gather_cells(
+        block.flat, block.states, block.index, np.array(rows, np.int32), np.array(columns, np.int32), block.width,
+        int(source), int(target), out, before,
+    )  # fmt: skip
+    found = [block.cell(row, column) for row in rows for column in columns]
+    if not fits or any(state == ODD for state, _ in found):
+        assert code == UNUSUAL
+        return
+    assert code == sum(state == ABSENT for state, _ in found)
+    edge = bytes([CANARY])
+    for row, line in zip(rows, out, strict=True):
+        values = [block.cell(row, column)[1] for column in columns]
+        wanted = b"".join(converted(value, source, target) if value else bytes(wide) for value in values)
+        assert line.tobytes() == before * edge + wanted + 2 * edge
+
+
+@given(
+    values_of(st.sampled_from([b"", b"12345678", b"ABCDEFGH", b"\xff" * 8]) | st.binary(max_size=9)),
+    KINDS, KINDS, st.integers(0, 2), st.data(),
+)  # fmt: skip
+def test_values_stand_side_by_side(
+    block: Values, source: DataType, target: DataType, before: int, data: st.DataObject
+) -> None:
+    rows = data.draw(st.lists(st.integers(0, block.rows - 1), max_size=5))
+    column = data.draw(st.integers(0, block.sizes.shape[1] - 1))
+    count = data.draw(st.just(8 // source.size) | st.integers(0, 3))
+    wide = count * target.size
+    out = lines_of(len(rows), before + wide + 1)
+    code = gather_values(
+        block.heap, block.starts, block.sizes, block.index, np.array(rows, np.int32), column, count,
+        int(source), int(target), out, before,
+    )  # fmt: skip
+    found = [block.value(row, column) for row in rows]
+    if any(value and len(value) != count * source.size for value in found):
+        assert code == UNUSUAL
+        return
+    assert code == found.count(b"")
+    edge = bytes([CANARY])
+    for value, line in zip(found, out, strict=True):
+        wanted = converted(value, source, target) if value else bytes(wide)
+        assert line.tobytes() == before * edge + wanted + edge
+
+
+@pytest.mark.parametrize("kind", [-1, 0, int(DataType.STRING), int(DataType.FP32_VECTOR), 99])
+def test_what_is_no_type_of_numbers_is_refused(kind: int) -> None:
+    rows, out = np.zeros(1, np.int32), canaries(4).reshape(1, 4)
+    flat, states, columns = array(b"1234"), np.ones((1, 1), np.uint8), np.zeros(1, np.int32)
+    fp32 = int(DataType.FP32)
+    assert gather_cells(flat, states, IDENTITY, rows, columns, 4, kind, fp32, out, 0) == UNUSUAL
+    assert gather_cells(flat, states, IDENTITY, rows, columns, 4, fp32, kind, out, 0) == UNUSUAL
+    starts, sizes = np.zeros((1, 1), np.int64), np.full((1, 1), 4, np.int32)
+    assert gather_values(flat, starts, sizes, IDENTITY, rows, 0, 1, kind, fp32, out, 0) == UNUSUAL
+    assert (out == CANARY).all()
+
+
+@given(values_of(st.sampled_from([b"", b"", b"12", b"34", b"567"])), st.data())
+def test_the_size_that_all_values_have(block: Values, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.integers(0, block.rows - 1), max_size=5))
+    column = data.draw(st.integers(0, block.sizes.shape[1] - 1))
+    found = {len(block.value(row, column)) for row in rows} - {0}
+    code = common_size(block.sizes, block.index, np.array(rows, np.int32), column)
+    assert code == (UNUSUAL if len(found) > 1 else max(found, default=0))
+
+
+@pytest.mark.parametrize("start", [-1, 5, 1 << 40])
+def test_values_outside_of_their_heap_are_not_read(start: int) -> None:
+    starts, sizes = np.array([[start]], np.int64), np.array([[4]], np.int32)
+    rows, out, kind = np.zeros(1, np.int32), canaries(4).reshape(1, 4), int(DataType.INT8)
+    code = gather_values(array(b"12345678"), starts, sizes, IDENTITY, rows, 0, 4, kind, kind, out, 0)
+    assert code == UNUSUAL
+    assert (out == CANARY).all()
