@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 class ConfigFollower(Protocol):
     """The worker, as the link sees it. All calls are made on the loop's thread."""
 
-    async def prepare(self, version: int, document: bytes) -> Outcome:
+    async def prepare(self, version: int, document: bytes | memoryview) -> Outcome:
         """Prepares a version. When it raises, the link is closed and made anew, later each time.
 
         One at a time; it is cancelled when the connection is lost.
@@ -162,7 +162,8 @@ class ConfigLink:
         assert self._stream is not None  # frames come from an open stream only
         fd = self._stream.take_fd()
         try:
-            document = b"" if frame.version in self._prepared else read_sealed(fd, frame.length)
+            known = frame.version in self._prepared
+            document = memoryview(b"") if known else read_sealed(fd, frame.length)
         except SealError as error:
             self._stream.fail(f"SNAPSHOT {frame.version}: {error}")
             return
@@ -171,7 +172,7 @@ class ConfigLink:
         self._stop_preparing()  # what was saved, if anything: this is newer, or the same
         self._preparing = self._loop.create_task(self._prepare(self._stream, frame.version, document))
 
-    async def _prepare(self, stream: FdStream[_FromSidecar], version: int, document: bytes) -> None:
+    async def _prepare(self, stream: FdStream[_FromSidecar], version: int, document: memoryview) -> None:
         try:
             if version not in self._prepared:
                 self._prepared[version] = await self._follower.prepare(version, document)

@@ -25,6 +25,9 @@ __all__ = ["ACTIVE", "Documents", "SavedError", "load", "replace_file", "save"]
 ACTIVE = "active.snapshot"
 _SCHEMA = b"inferflow-snapshot 2 "
 _DIGEST_CHARACTERS = 64
+MOST_SYNCED = 64
+"""Texts written at once that are waited for until they are on the disk. Thousands are those of a first start, which
+must not take the seconds that this costs; if the power fails then, their checksums tell."""
 
 
 class SavedError(ValueError):
@@ -69,8 +72,9 @@ class Documents:
         if not new:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
+        synced = len(new) <= MOST_SYNCED
         for digest in new:
-            _replace(self._path(digest), [texts[digest]])
+            _replace(self._path(digest), [texts[digest]], synced=synced)
             self._known.add(digest)
         _sync(self._directory)
 
@@ -121,14 +125,18 @@ def load(directory: Path, documents: Documents | None = None) -> Snapshot | None
     return Snapshot(head, b"".join(documents.read(entry.digest) for entry in head.configs.values()))
 
 
-def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    """`replace_file`, but that a power cut may bring the old name back until the directory is synced, too."""
+def _replace(path: Path, parts: Iterable[bytes], *, synced: bool = True) -> None:
+    """`replace_file`, but that a power cut may bring the old name back until the directory is synced, too.
+
+    Without `synced` it may also cut the contents, within half a minute.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(scratch, "wb") as file:
             file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ haste, no checksum and no lock. The kernel frees the memory when the last proces
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 
 __all__ = ["SealError", "read_sealed", "seal"]
@@ -35,10 +36,11 @@ def seal(name: str, data: bytes) -> int:
     return fd
 
 
-def read_sealed(fd: int, length: int) -> bytes:
-    """The `length` bytes behind a descriptor that `seal` made, in this process or another.
+def read_sealed(fd: int, length: int) -> memoryview:
+    """The `length` bytes behind a descriptor that `seal` made, in this process or another. Nothing is copied: the
+    memory is mapped for as long as the view is used, whatever becomes of the descriptor.
 
-    Raises SealError when it is not sealed or has another length; OSError when it cannot be read.
+    Raises SealError when it is not sealed or has another length; OSError when it cannot be mapped.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -49,8 +51,7 @@ def read_sealed(fd: int, length: int) -> bytes:
         raise SealError(f"memfd of {size} bytes is not sealed (seals {seals:#x}, must be {_SEALS:#x})")
     if size != length:
         raise SealError(f"memfd has {size} bytes, announced were {length}")
-    parts = []
-    while length and (part := os.pread(fd, length, size - length)):
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
+    if not length:
+        return memoryview(b"")
+    # Private: kernels before 6.7 take any shared mapping of a sealed memfd for a wish to write to it.
+    return memoryview(mmap.mmap(fd, length, mmap.MAP_PRIVATE, mmap.PROT_READ))

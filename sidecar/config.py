@@ -4,8 +4,8 @@ The only process that knows where configs come from. The decisions are the catal
 the activation's (when, and who is told what); here are the socket, the clock, the memory and the disk. One
 thread, one uvloop.
 
-The order at an activation: workers, disk, history. No worker waits for a disk, which may be slow. When this process
-is killed in between, a new one starts from the version before, and goes on from there to what its source holds.
+The order at an activation: disk, workers, history. What a worker serves is what a new process of the pod starts
+from, at whatever moment this one is killed: workers never go back to an older version because of it.
 """
 
 from __future__ import annotations
@@ -294,6 +294,7 @@ class ConfigSidecar:
                 case Tell(worker, number):
                     self._peers[worker].stream.send(Activate(number).encode())
                 case Activated():
+                    self._save(action.version)
                     activated.append(action)
                 case Rejected(version, reasons):
                     self._reject(version, reasons)
@@ -309,7 +310,7 @@ class ConfigSidecar:
                 case Forget(number):
                     if number in self._memory:
                         os.close(self._memory.pop(number)[0])
-        for done in activated:  # now that every worker has been told
+        for done in activated:
             self._activated(done.version, done.late)
         if judge_again:
             self.judge()
@@ -322,6 +323,13 @@ class ConfigSidecar:
             fd = seal(f"inferflow-configs-{version.number}", document)
             self._memory[version.number] = fd, len(document)
         return self._memory[version.number]
+
+    def _save(self, version: Version) -> None:
+        try:
+            state.save(self._state_dir, self._documents, version)
+        except OSError as error:
+            # Serving goes on; only a restart would not find this version.
+            log.error("state cannot be saved", extra={"path": str(self._state_dir), "reason": str(error)})
 
     def _activated(self, version: Version, late: tuple[int, ...]) -> None:
         content = version.content
@@ -336,12 +344,10 @@ class ConfigSidecar:
         log.info("version active", extra=fields)
         self.overdue = {}
         try:
-            state.save(self._state_dir, self._documents, version)
             self.history.record(content, time.time())
             self._documents.keep_only(self.history.digests.union(content.digests.values()))
         except OSError as error:
-            # Serving goes on; only a restart would not find this version.
-            log.error("state cannot be saved", extra={"path": str(self._state_dir), "reason": str(error)})
+            log.error("history cannot be saved", extra={"reason": str(error)})
 
     def _reject(self, version: Version, reasons: Mapping[str, str]) -> None:
         active = self.activation.active

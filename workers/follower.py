@@ -78,7 +78,7 @@ class Follower:
 
     # --- ConfigFollower
 
-    async def prepare(self, version: int, document: bytes) -> Outcome:
+    async def prepare(self, version: int, document: bytes | memoryview) -> Outcome:
         """Compiles a snapshot and connects to what is new in it. Raises ValueError."""
         prepared = await self._compiled(document)
         missing = await self._connect(prepared)
@@ -139,7 +139,7 @@ class Follower:
 
     # --- preparing
 
-    async def _compiled(self, document: bytes) -> Version:
+    async def _compiled(self, document: bytes | memoryview) -> Version:
         steps = self._plans.steps(document, self._compile)
         while True:
             try:

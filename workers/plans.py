@@ -78,7 +78,7 @@ class PlanSet:
             raise BadRequest(f"model_config_id {model_config_id!r} is not usable: {reason}")
         raise BadRequest(f"model_config_id {model_config_id!r} is unknown")
 
-    def prepare(self, document: bytes, compile_plan: Compile) -> Version:
+    def prepare(self, document: bytes | memoryview, compile_plan: Compile) -> Version:
         """Compiles a snapshot; plans of unchanged configs are kept. Raises ValueError.
 
         A config that does not compile is among the version's `refused`; the others are not held back by it.
@@ -90,7 +90,7 @@ class PlanSet:
             except StopIteration as end:
                 return cast(Version, end.value)
 
-    def steps(self, document: bytes, compile_plan: Compile) -> Generator[str, None, Version]:
+    def steps(self, document: bytes | memoryview, compile_plan: Compile) -> Generator[str, None, Version]:
         """`prepare` in steps, one for each config that is compiled: requests can be served between them.
 
         Yields model_config_ids, and returns the version. Raises ValueError.
@@ -130,6 +130,8 @@ class PlanSet:
         for old in (self.active, *self._prepared.values()):
             plan = old.plans.get(name) if old is not None else None
             if old is not None and plan is not None and plan.digest == digest:
+                if old.expressions == head.expressions:
+                    return plan
                 used = {one.compute_id for one in plan.config.component_config.numerix_components}
                 if all(old.expressions.get(one) == head.expressions.get(one) for one in used):
                     return plan
