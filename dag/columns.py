@@ -51,14 +51,13 @@ class Layouts(NamedTuple):
 def layouts(model_config_id: str, config: ModelConfig) -> Layouts:
     """The layouts of a config. Raises ValueError for a column with two writers."""
     parts = config.component_config
-    targets, slates = LayoutBuilder(), LayoutBuilder()
-    for name in _mentioned(model_config_id, config):
-        targets.mention(name)
-        slates.mention(name)
-    for fetch in parts.feature_components:
+    asked = [(fetch, tuple(fetched(fetch))) for fetch in parts.feature_components]
+    names = tuple(_mentioned(model_config_id, config, asked))
+    targets, slates = LayoutBuilder(names), LayoutBuilder(names)
+    for fetch, columns in asked:
         targets.write(
             fetch.component,
-            [(one.name, one.data_type, 0 if one.data_type.is_vector else 1) for one in fetched(fetch)],
+            [(one.name, one.data_type, 0 if one.data_type.is_vector else 1) for one in columns],
         )
     for model in parts.predator_components:
         builder = slates if model.slate_component else targets
@@ -136,15 +135,19 @@ def calibration_columns(model_config_id: str, config: ModelConfig) -> list[tuple
     return [*columns, (CONFIG_ID_COLUMN, model_config_id)]
 
 
-def _mentioned(model_config_id: str, config: ModelConfig) -> Iterable[str]:
+def _mentioned(
+    model_config_id: str,
+    config: ModelConfig,
+    asked: Iterable[tuple[FeatureComponent, Iterable[Fetched]]],
+) -> Iterator[str]:
     """Every column name of the config: what a request may bring that anybody reads."""
     parts = config.component_config
     yield id_column(config)
-    for fetch in parts.feature_components:
+    for fetch, columns in asked:
         yield from (key.col for key in fetch.fs_keys)
         if fetch.composite_id:
             yield fetch.component_id
-        yield from (one.name for one in fetched(fetch))
+        yield from (one.name for one in columns)
     for model in parts.predator_components:
         yield from itertools.chain.from_iterable(part.features for part in model.inputs)
         yield from itertools.chain.from_iterable(part.model_scores for part in model.outputs)

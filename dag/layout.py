@@ -117,10 +117,11 @@ class Layout:
 class LayoutBuilder:
     """Collects columns in config order; `build` freezes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, mentioned: Iterable[str] = ()) -> None:
+        """`mentioned`: names that the config mentions, in order, perhaps again and again."""
         self._blocks: list[BlockSpec] = []
         self._byte: dict[str, ByteColumn] = {}
-        self._external: dict[str, int] = {}
+        self._external = {name: at for at, name in enumerate(dict.fromkeys(mentioned))}
         self._owner: dict[str, str] = {}
 
     def write(self, component: str, columns: Iterable[tuple[str, DataType, int]]) -> None:

@@ -177,11 +177,14 @@ class Activation:
             actions += self._begin(content, number)
         return actions
 
-    def joined(self, worker: int) -> list[Action]:
+    def joined(self, worker: int, now: float) -> list[Action]:
         """A worker has subscribed. Raises ImpossibleEventError when it had already."""
+        self._now = now
         if worker in self._workers:
             raise ImpossibleEventError(f"worker {worker} joined twice: {self!r}")
         self._workers[worker] = _Worker()
+        if self.active is None and self.pending is not None and not self._over:
+            self.due = now + self.limit  # nobody has kept the first version waiting before it could begin
         return [*self._feed(worker)]
 
     def left(self, worker: int, now: float) -> list[Action]:

@@ -241,7 +241,7 @@ class ConfigSidecar:
         try:
             match frame:
                 case Subscribe():
-                    actions = self.activation.joined(number)
+                    actions = self.activation.joined(number, self._loop.time())
                     peer.worker, peer.pid = frame.worker, frame.pid
                     log.info("worker joined", extra=self.who(number))
                     peer.stream.send(Notice(self.notice).encode())

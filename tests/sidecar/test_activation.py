@@ -37,7 +37,7 @@ def running(*workers: int, active: Version | None = None) -> Activation:
     """An activation with connected workers that serve its active version."""
     machine = Activation(active or Version(1, A), limit=LIMIT)
     for worker in workers:
-        machine.joined(worker)
+        machine.joined(worker, 0)
         machine.prepared(worker, machine.active.number if machine.active else 0, {}, 0)
     return machine
 
@@ -50,14 +50,14 @@ def test_cold_start_waits_for_a_first_worker() -> None:
     assert machine.publish(A, number=100, now=0) == []
     assert machine.tick(LIMIT) == []  # nobody to blame
     assert machine.due == 2 * LIMIT
-    assert machine.joined(1) == [Announce(1, Version(100, A))]
+    assert machine.joined(1, 0) == [Announce(1, Version(100, A))]
     assert machine.prepared(1, 100, {}, 0) == [Activated(Version(100, A), ()), Tell(1, 100)]
 
 
 def test_no_configs_at_all_are_a_version_too() -> None:
     machine = Activation(limit=LIMIT)
     machine.publish(Content(), number=1, now=0)
-    machine.joined(1)
+    machine.joined(1, 0)
     machine.prepared(1, 1, {}, 0)
     assert machine.active == Version(1, Content())
 
@@ -104,14 +104,14 @@ def test_a_worker_prepares_one_version_at_a_time() -> None:
 def test_a_worker_that_joins_gets_the_active_version_first() -> None:
     machine = running(1)
     machine.publish(B, number=2, now=0)
-    assert machine.joined(2) == [Announce(2, Version(1, A))]
+    assert machine.joined(2, 0) == [Announce(2, Version(1, A))]
     assert machine.prepared(2, 1, {}, 0) == [Tell(2, 1), Announce(2, Version(2, B))]
 
 
 def test_a_worker_that_does_not_serve_yet_holds_nothing_up() -> None:
     """With thousands of configs its first version takes seconds."""
     machine = running(1)
-    assert machine.joined(2) == [Announce(2, Version(1, A))]
+    assert machine.joined(2, 0) == [Announce(2, Version(1, A))]
     machine.publish(B, number=2, now=0)
     assert machine.prepared(1, 2, {}, 0) == [Activated(Version(2, B), (2,)), Tell(1, 2), Forget(1)]
     assert machine.prepared(2, 1, {}, 0) == [Announce(2, Version(2, B))], "not told to serve the old one"
@@ -179,12 +179,27 @@ def test_what_was_overdue_is_forgotten_when_something_else_is_published() -> Non
 def test_the_first_version_of_all_waits_for_nobody_after_the_limit() -> None:
     machine = Activation(limit=LIMIT)
     machine.publish(A, number=1, now=0)
-    machine.joined(1)
-    machine.joined(2)
+    machine.joined(1, 0)
+    machine.joined(2, 0)
     assert machine.tick(LIMIT) == [Overdue(Version(1, A), (1, 2))]
     assert machine.due is None
     assert machine.prepared(1, 1, {}, 11) == [Activated(Version(1, A), (2,)), Tell(1, 1)]
     assert machine.prepared(2, 1, {}, 12) == [Tell(2, 1)]
+
+
+def test_the_limit_of_the_first_version_begins_when_a_worker_is_there_to_prepare_it() -> None:
+    machine = Activation(limit=LIMIT)
+    machine.publish(A, number=1, now=0)
+    machine.joined(1, 9)
+    assert machine.due == 9 + LIMIT
+    assert machine.tick(LIMIT) == []
+
+
+def test_a_worker_that_joins_does_not_move_the_limit_of_a_later_version() -> None:
+    machine = running(1)
+    machine.publish(B, number=2, now=0)
+    machine.joined(2, 9)
+    assert machine.due == LIMIT
 
 
 def test_a_served_config_whose_new_endpoint_does_not_answer_keeps_its_version() -> None:
@@ -254,7 +269,7 @@ def test_a_changed_expression_makes_a_config_a_changed_one() -> None:
 @pytest.mark.parametrize(
     ("event", "story"),
     [
-        (lambda machine: machine.joined(1), "worker 1 joined twice"),
+        (lambda machine: machine.joined(1, 0), "worker 1 joined twice"),
         (lambda machine: machine.left(7, 0), "worker 7 left, but is not connected"),
         (lambda machine: machine.prepared(7, 1, {}, 0), "worker 7 prepared 1, but is not connected"),
         (lambda machine: machine.prepared(1, 5, {}, 0), "says it prepared 5, it was sent 2"),
@@ -339,7 +354,7 @@ class Pod(RuleBasedStateMachine):
     def join(self) -> None:
         self.names += 1
         self.sent[self.names], self.ready[self.names], self.waiting[self.names] = None, set(), set()
-        self.perform(self.machine.joined(self.names))
+        self.perform(self.machine.joined(self.names, self.now))
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
