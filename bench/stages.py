@@ -35,6 +35,7 @@ from dag.plan import Plan
 from dag.topology import topology
 from frontdoor.services import METHODS
 from rpc.status import Status
+from shared.board import Board
 from shared.shm_matrix import MatrixPool
 from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS as CONFIGS_KEY
@@ -105,7 +106,9 @@ class _Instant:
     worker: Worker
     path: str
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
         started = time.perf_counter()
         answer = _Answer(self.worker.memory.answer(self.path, b"".join(body)))
         self.worker.due.append((on_done, answer))
@@ -162,6 +165,7 @@ class Worker:
     """A worker's service with all configs of the benchmark, its upstreams in memory."""
 
     def __init__(self) -> None:
+        self.board = Board("worker-0")
         self.memory = Memory.of_upstreams()
         self.due: deque[tuple[Callable[[Reply], None], Reply]] = deque()
         """Replies that are on their way."""
@@ -173,6 +177,7 @@ class Worker:
             max_in_flight=1,
             reading=Reading(),
             sampling_tz=datetime.UTC,
+            board=self.board,
         )
         self._cache = FeatureCache(64 * MIB)
         self._service.plans.prepare(_snapshot(), self._compile)
@@ -193,6 +198,7 @@ class Worker:
             expressions=expressions,
             cache=self._cache,
             bounds=BOUNDS,
+            board=self.board,
         )
         timed = tuple(_Timed(component, self.clocks) for component in plan.components)
         return dataclasses.replace(plan, components=timed)

@@ -21,8 +21,10 @@ from dag.columns import Fetched, calibration_columns, fetched, id_column, layout
 from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
 from dag.layout import Layout
+from dag.meters import PlanMeters
 from dag.plan import Answer, OutputColumn, OutputColumns, Plan, schedule
 from dag.topology import Topology
+from shared.board import Board
 from shared.datatypes import DataType, data_type
 
 __all__ = ["Bounds", "CompileError", "Upstreams", "compile_plan"]
@@ -67,9 +69,14 @@ def compile_plan(
     expressions: Mapping[str, str],
     cache: FeatureCache | None,
     bounds: Bounds,
+    board: Board,
 ) -> Plan:
-    """The plan of a config that `dag.validate` found good. Raises CompileError."""
-    return _Compiler(model_config_id, config, topology, upstreams, expressions, cache, bounds).plan(digest)
+    """The plan of a config that `dag.validate` found good; what it does is counted on `board`.
+
+    Raises CompileError.
+    """
+    compiler = _Compiler(model_config_id, config, topology, upstreams, expressions, cache, bounds, board)
+    return compiler.plan(digest)
 
 
 class _Compiler:
@@ -82,7 +89,9 @@ class _Compiler:
         expressions: Mapping[str, str],
         cache: FeatureCache | None,
         bounds: Bounds,
+        board: Board,
     ) -> None:
+        self.board = board
         self.model_config_id = model_config_id
         self.config = config
         self.topology = topology
@@ -121,6 +130,12 @@ class _Compiler:
                 for name, text in calibration_columns(self.model_config_id, self.config)
             ),
             composites=frozenset(fetch.component_id for fetch in self.fetches if fetch.composite_id),
+            meters=PlanMeters(
+                self.board,
+                self.model_config_id,
+                self.topology.order,
+                {fetch.component: sum(1 for _ in fetched(fetch)) for fetch in self.fetches},
+            ),
         )
 
     # --- answers

@@ -83,10 +83,10 @@ class Feature:
         answered: list[tuple[bytes, Rows]] = []
         if asked:
             endpoint, head, timeout = self.endpoint, self.head, self.timeout
-            replies = yield [Call(endpoint, (head, entries), timeout) for _, entries in asked]
+            replies = yield [Call(endpoint, (head, entries), timeout, len(batch)) for batch, entries in asked]
             for (batch, _), reply in zip(asked, replies, strict=True):
                 if reply.status:
-                    self._fail_keys(scoring, keys, batch, cause(reply))
+                    self._fail_keys(scoring, keys, batch, cause(reply), Status(reply.status).name)
                 else:
                     answered.append((reply.body, batch))
         if self.layout.variable is not None:
@@ -97,7 +97,7 @@ class Feature:
             try:
                 lines.read(body, batch, reference=self.reference)
             except WireError as error:
-                self._fail_keys(scoring, keys, batch, str(error))
+                self._fail_keys(scoring, keys, batch, str(error), error.kind)
                 continue
             if self.caching is not None:
                 self._remember(self.caching, keys, lines, batch)
@@ -106,7 +106,7 @@ class Feature:
             self._derive(matrix, derived)
 
     def fail(self, scoring: Scoring, cause: str) -> None:
-        scoring.fail(self.name, cause)
+        scoring.fail(self.name, cause, kind="INTERNAL")
 
     def _look_up(
         self, scoring: Scoring, keys: Keys
@@ -132,7 +132,8 @@ class Feature:
                 if bad is None:
                     good.append(key)
                 else:
-                    self._fail_keys(scoring, keys, np.array([key], np.int32), f"a key is not UTF-8: {bad!r}")
+                    reason = f"a key is not UTF-8: {bad!r}"
+                    self._fail_keys(scoring, keys, np.array([key], np.int32), reason, "BAD_VALUE")
             return encoded_batches(keys, np.array(good, np.int32), size)
 
     def _remember(self, rule: CacheRule, keys: Keys, lines: Lines, batch: Rows) -> None:
@@ -145,11 +146,11 @@ class Feature:
         for part, name in enumerate(self.key_columns):
             rows = keys.rows_without(part)
             if len(rows):
-                scoring.fail(self.name, f"key column {name!r} is empty", rows)
+                scoring.fail(self.name, f"key column {name!r} is empty", rows, "EMPTY_KEY")
 
-    def _fail_keys(self, scoring: Scoring, keys: Keys, batch: Rows, reason: str) -> None:
+    def _fail_keys(self, scoring: Scoring, keys: Keys, batch: Rows, reason: str, kind: str) -> None:
         rows = np.flatnonzero(np.isin(keys.index, batch)).astype(np.int32)
-        scoring.fail(self.name, reason, rows)
+        scoring.fail(self.name, reason, rows, kind)
 
     def _derive(self, matrix: ShmMatrix, derived: DerivedKey) -> None:
         """Writes the text form of a fetched column into its text column, where that is empty."""

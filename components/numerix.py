@@ -21,6 +21,7 @@ from components.tensors import Misfit, TensorInput
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn, Source
+from rpc.status import Status
 from shared.datatypes import DataType
 from shared.shm_matrix import VALUE, Bytes, CellBlock, Rows, ShmMatrix, TextColumn
 
@@ -52,9 +53,9 @@ class Numerix:
 
     def fail(self, scoring: Scoring, cause: str) -> None:
         if not self.for_slates:
-            scoring.fail(self.name, cause)
+            scoring.fail(self.name, cause, kind="INTERNAL")
         elif scoring.slates is not None:
-            scoring.fail_slates(self.name, cause)
+            scoring.fail_slates(self.name, cause, kind="INTERNAL")
 
     def _run_targets(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
@@ -63,7 +64,7 @@ class Numerix:
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
         batches = self._batches(len(rows))
-        outcomes: list[Floats | str]
+        outcomes: list[Floats | WireError]
         if self.endpoint is None:
             outcomes = [self._compute(values[batch]) for batch in batches]
         else:
@@ -75,8 +76,8 @@ class Numerix:
             ]
         block = CellBlock.empty(matrix.slot, matrix.rows, 1, self.score.width)
         for batch, outcome in zip(batches, outcomes, strict=True):
-            if isinstance(outcome, str):
-                scoring.fail(self.name, outcome, rows[batch])
+            if isinstance(outcome, WireError):
+                scoring.fail(self.name, str(outcome), rows[batch], outcome.kind)
             else:
                 self._put(block, batch, outcome)
         matrix.blocks[self.score.block] = block
@@ -100,7 +101,7 @@ class Numerix:
             inputs.append(values)
             for misfit in misfits:
                 scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
-        outcomes: list[Floats | str]
+        outcomes: list[Floats | WireError]
         if self.endpoint is None or not asked:
             outcomes = [self._compute(values) for values in inputs]
         else:
@@ -114,8 +115,8 @@ class Numerix:
             ]
         block = CellBlock.empty(slates.matrix.slot, slates.matrix.rows, 1, self.score.width)
         for number, outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, str):
-                scoring.fail_slates(self.name, outcome, np.array([number], np.int32))
+            if isinstance(outcome, WireError):
+                scoring.fail_slates(self.name, str(outcome), np.array([number], np.int32), outcome.kind)
             else:
                 self._put(block, slice(number, number + 1), outcome[:1])
         slates.matrix.blocks[self.score.block] = block
@@ -145,18 +146,19 @@ class Numerix:
 
     def _call(self, ids: TextColumn, values: Bytes, rows: slice) -> Call:
         assert self.endpoint is not None
-        return Call(self.endpoint, self.codec.encode(ids, values, rows), self.timeout)
+        body = self.codec.encode(ids, values, rows)
+        return Call(self.endpoint, body, self.timeout, rows.stop - rows.start)
 
-    def _scores(self, reply: Reply, rows: int) -> Floats | str:
+    def _scores(self, reply: Reply, rows: int) -> Floats | WireError:
         """The scores of an answer, or why there are none."""
         if reply.status:
-            return cause(reply)
+            return WireError(cause(reply), Status(reply.status).name)
         try:
             return self.codec.decode(reply.body, rows)
         except WireError as error:
-            return str(error)
+            return error
 
-    def _compute(self, values: Bytes) -> Floats | str:
+    def _compute(self, values: Bytes) -> Floats | WireError:
         """The scores of these rows, or why there are none."""
         assert self.expression is not None
         floats = values.view(np.float32)
@@ -164,7 +166,7 @@ class Numerix:
         try:
             scores: Floats = self.expression.evaluate(columns, len(values), np.float32)
         except ExpressionError as error:
-            return str(error)
+            return WireError(str(error), "BAD_VALUE")
         return scores
 
     def _put(self, block: CellBlock, rows: slice, scores: Floats) -> None:

@@ -21,6 +21,7 @@ from components.triton_wire import InputHead, decode_outputs, encode_head, encod
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import BlockSpec
+from rpc.status import Status
 from shared.datatypes import DataType
 from shared.shm_matrix import VALUE, Block, CellBlock, Rows, ShmMatrix, VarBlock
 
@@ -115,9 +116,9 @@ class Predator:
 
     def fail(self, scoring: Scoring, cause: str) -> None:
         if not self.for_slates:
-            scoring.fail(self.name, cause)
+            scoring.fail(self.name, cause, kind="INTERNAL")
         elif scoring.slates is not None:
-            scoring.fail_slates(self.name, cause)
+            scoring.fail_slates(self.name, cause, kind="INTERNAL")
 
     def _run_targets(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
@@ -132,7 +133,7 @@ class Predator:
             try:
                 scores.put(start, stop, self._answer(reply), stop - start)
             except WireError as error:
-                scoring.fail(self.name, str(error), rows[start:stop])
+                scoring.fail(self.name, str(error), rows[start:stop], error.kind)
         scores.close()
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
@@ -159,7 +160,7 @@ class Predator:
                 try:
                     scores.put(number, number + 1, self._answer(reply), len(slates.targets[number]))
                 except WireError as error:
-                    scoring.fail_slates(self.name, str(error), np.array([number], np.int32))
+                    scoring.fail_slates(self.name, str(error), np.array([number], np.int32), error.kind)
         scores.close()
 
     def _build(self, matrix: ShmMatrix, rows: Rows) -> tuple[list[Tensor], list[Misfit]]:
@@ -191,7 +192,7 @@ class Predator:
 
     def _answer(self, reply: Reply) -> list[bytes]:
         if reply.status:
-            raise WireError(cause(reply))
+            raise WireError(cause(reply), Status(reply.status).name)
         return decode_outputs(reply.body, self._wanted)
 
 
@@ -202,7 +203,10 @@ def _calls(
     timeout: float,
 ) -> list[Call]:
     """One call a batch."""
-    return [Call(route.endpoint, _body(route, tensors, start, stop), timeout) for start, stop in batches]
+    return [
+        Call(route.endpoint, _body(route, tensors, start, stop), timeout, stop - start)
+        for start, stop in batches
+    ]
 
 
 def _body(route: ModelRoute, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:

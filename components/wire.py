@@ -10,7 +10,14 @@ __all__ = ["WireError", "field_head", "varint"]
 
 
 class WireError(Exception):
-    """An upstream answered something that its query does not allow; the message says what."""
+    """An upstream answered something that its query does not allow, or with an error; the message says what.
+
+    `kind` is that of the `Failure` it becomes.
+    """
+
+    def __init__(self, message: str, kind: str = "BAD_ANSWER") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def varint(value: int) -> bytes:

@@ -47,25 +47,39 @@ class Pending(Protocol):
 class Endpoint(Protocol):
     """One method of one upstream, headers and connections included."""
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
-        """Starts a call; `on_done` is called once, later, on the I/O thread. `timeout` in seconds."""
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
+        """Starts a call about `rows` rows or keys; `on_done` is called once, later, on the I/O thread.
+
+        `timeout` in seconds.
+        """
         ...
 
 
 class Call(NamedTuple):
-    """An upstream call that a component asks for. `timeout` is its own bound in seconds."""
+    """An upstream call that a component asks for, about `rows` rows or keys.
+
+    `timeout` is its own bound in seconds.
+    """
 
     endpoint: Endpoint
     body: tuple[bytes, ...]
     timeout: float
+    rows: int = 0
 
 
 class Failure(NamedTuple):
-    """Why some rows of a matrix are not whole: the component, the cause, the rows (None: all of them)."""
+    """Why some rows of a matrix are not whole: the component, the cause, the rows (None: all of them).
+
+    `kind` is the cause as one of few words: the name of a gRPC status, EMPTY_KEY, BAD_VALUE (the request's, or
+    an expression's), BAD_ANSWER (an upstream's), INTERNAL.
+    """
 
     component: str
     cause: str
     rows: npt.NDArray[np.int32] | None
+    kind: str = "BAD_VALUE"
 
 
 @dataclasses.dataclass(slots=True)
@@ -91,14 +105,26 @@ class Scoring:
         self.failures: list[Failure] = []
         self.routes: dict[str, str] = {}
 
-    def fail(self, component: str, cause: str, rows: npt.NDArray[np.int32] | None = None) -> None:
-        """Notes that `component` could not do its part for these target rows (None: all)."""
-        self.failures.append(Failure(component, cause, rows))
+    def fail(
+        self,
+        component: str,
+        cause: str,
+        rows: npt.NDArray[np.int32] | None = None,
+        kind: str = "BAD_VALUE",
+    ) -> None:
+        """Notes that `component` could not do its part for these target rows (None: all). See `Failure`."""
+        self.failures.append(Failure(component, cause, rows, kind))
 
-    def fail_slates(self, component: str, cause: str, rows: npt.NDArray[np.int32] | None = None) -> None:
+    def fail_slates(
+        self,
+        component: str,
+        cause: str,
+        rows: npt.NDArray[np.int32] | None = None,
+        kind: str = "BAD_VALUE",
+    ) -> None:
         """Notes that `component` could not do its part for these slates (None: all)."""
         assert self.slates is not None
-        self.slates.failures.append(Failure(component, cause, rows))
+        self.slates.failures.append(Failure(component, cause, rows, kind))
 
 
 Steps = Generator[Sequence[Call], Sequence[Reply], None]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dag.component import Call, Pending, Reply, Scoring, Steps
+from dag.meters import Watch
 from dag.plan import Plan, Schedule
 from shared.shm_matrix import MatrixFull
 
@@ -53,6 +54,7 @@ class Execution:
         "_schedule",
         "_stepping",
         "_waits",
+        "_watch",
         "components",
         "deadline",
         "error",
@@ -84,6 +86,7 @@ class Execution:
         self._running = False
         self._generators: dict[int, Steps] = {}
         self._calls: dict[int, list[Pending]] = {}
+        self._watch = Watch(plan.meters, deadline)
         self._on_done = on_done
         self._on_idle = on_idle
 
@@ -93,7 +96,7 @@ class Execution:
             self._finish()
             return
         for number in self._schedule.first:
-            self._begin(number)
+            self._begin(number, -1)
 
     def cancel(self) -> None:
         """Ends the execution: open calls are cancelled, `on_done` is not called any more."""
@@ -118,9 +121,10 @@ class Execution:
         else:
             self._call(number, calls)
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int, after: int) -> None:
         if self.over:  # an earlier sibling may have ended the request on the spot
             return
+        self._watch.began(number, after)
         self._generators[number] = self.components[number].run(self.scoring)
         self._step(number, None)
 
@@ -160,10 +164,10 @@ class Execution:
                 del self._calls[number]
                 self._step(number, replies)  # type: ignore[arg-type]
 
-        for index, (endpoint, body, timeout) in enumerate(calls):
+        for index, (endpoint, body, timeout, rows) in enumerate(calls):
             if time_left is not None and time_left < timeout:
                 timeout = time_left
-            pending.append(endpoint.start(body, timeout, functools.partial(on_reply, index)))
+            pending.append(endpoint.start(body, timeout, functools.partial(on_reply, index), rows))
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, MatrixFull):
@@ -178,14 +182,16 @@ class Execution:
 
     def _done(self, number: int) -> None:
         del self._generators[number]
+        self._watch.ended(number)
         self._left -= 1
         if not self._left:
+            self._watch.finished()
             self._finish()
             return
         for child in self._schedule.releases[number]:
             self._waits[child] -= 1
             if not self._waits[child]:
-                self._begin(child)
+                self._begin(child, number)
 
     def _finish(self) -> None:
         self.over = True

@@ -8,6 +8,7 @@ import functools
 from dag.component import Component
 from dag.config import ModelConfig
 from dag.layout import ColumnRun, Layout, Source, column_runs
+from dag.meters import PlanMeters
 from dag.topology import Topology
 from shared.datatypes import DataType
 
@@ -92,6 +93,7 @@ class Plan:
     id_column: str  # holds the target ids of a Predict request
     constants: tuple[tuple[int, bytes], ...]  # external id → text in all rows (calibration columns)
     composites: frozenset[str]  # text columns that components write: no request may bring them
+    meters: PlanMeters
 
     def __repr__(self) -> str:
         return f"<Plan {self.model_config_id} {self.digest[:12]} {len(self.components)} components>"

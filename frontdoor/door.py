@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from time import monotonic
 
 from frontdoor.dispatcher import Action, CancelAt, Deliver, Dispatcher, Send
 from frontdoor.links import WorkerLink
@@ -202,7 +203,9 @@ class FrontDoor:
         left = int((pending.deadline - self.loop.time()) * 1e6)
         body = pending.call.body
         # 0 would mean no deadline; one that has just passed is about to be cancelled.
-        head = request_head(pending.id, max(left, 1), pending.method, pending.metadata, len(body))
+        head = request_head(
+            pending.id, max(left, 1), int(monotonic() * 1e6), pending.method, pending.metadata, len(body)
+        )
         link.write(head, body)
 
     # Time

@@ -99,8 +99,8 @@ _HEADER = Struct("<IB")
 _COUNT = Struct("<H")
 _HELLO = Struct("<III")
 _STATE = Struct("<BQH")
-_REQUEST = Struct("<QQBH")
-_REQUEST_HEAD = Struct("<IBQQB")
+_REQUEST = Struct("<QQQBH")
+_REQUEST_HEAD = Struct("<IBQQQB")
 _CANCEL = Struct("<Q")
 _ANSWER = Struct("<QBH")
 _PLAIN_ANSWER = Struct("<QBHH")
@@ -155,10 +155,13 @@ class Request(NamedTuple):
     """Index into frontdoor.services.METHODS."""
     metadata: Metadata
     body: bytes
+    sent_us: int = 0
+    """When the door wrote it, in microseconds of the machine's monotonic clock; 0 = not told."""
 
     def encode(self) -> bytes:
         metadata = encode_metadata(self.metadata)
-        return request_head(self.id, self.deadline_us, self.method, metadata, len(self.body)) + self.body
+        head = request_head(self.id, self.deadline_us, self.sent_us, self.method, metadata, len(self.body))
+        return head + self.body
 
 
 class Cancel(NamedTuple):
@@ -358,16 +361,18 @@ F = TypeVar("F", bound=Frame)
 # ---------------------------------------------------------------- writing
 
 
-def request_head(request_id: int, deadline_us: int, method: int, metadata: bytes, body_bytes: int) -> bytes:
+def request_head(
+    request_id: int, deadline_us: int, sent_us: int, method: int, metadata: bytes, body_bytes: int
+) -> bytes:
     """All of a REQUEST frame but its body, which the caller writes behind it without copying it.
 
     `metadata` is encoded (`encode_metadata`), since a door may send the same request twice.
     Raises FrameError when the frame would not fit a u32 length.
     """
-    length = 18 + len(metadata) + body_bytes
+    length = 26 + len(metadata) + body_bytes
     if length > _U32_MAX:
         raise FrameError(f"REQUEST {request_id}: body of {body_bytes} bytes does not fit a frame")
-    return _REQUEST_HEAD.pack(length, Kind.REQUEST, request_id, deadline_us, method) + metadata
+    return _REQUEST_HEAD.pack(length, Kind.REQUEST, request_id, deadline_us, sent_us, method) + metadata
 
 
 def answer_head(request_id: int, status: int, message: str, metadata: Metadata, body_bytes: int) -> bytes:
@@ -558,12 +563,12 @@ def _decode_state(data: bytes, start: int, end: int) -> State:
 
 
 def _decode_request(data: bytes, start: int, end: int) -> Request:
-    request_id, deadline_us, method, count = _head(_REQUEST, Kind.REQUEST, data, start, end)
+    request_id, deadline_us, sent_us, method, count = _head(_REQUEST, Kind.REQUEST, data, start, end)
     start += _REQUEST.size
     metadata: Metadata = ()
     if count:
         metadata, start = _read_metadata(count, data, start, end, Kind.REQUEST)
-    return Request(request_id, deadline_us, method, metadata, data[start:end])
+    return Request(request_id, deadline_us, method, metadata, data[start:end], sent_us)
 
 
 def _decode_cancel(data: bytes, start: int, end: int) -> Cancel:

@@ -24,6 +24,7 @@ from dag.field_rules import components
 from dag.plan import Plan
 from dag.topology import topology
 from frontdoor.services import METHODS
+from shared.board import Board
 from shared.shm_matrix import MatrixPool
 from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS, EXPRESSIONS, Text
@@ -87,7 +88,9 @@ class _Method:
     path: str
     metadata: Mapping[str, str]
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
         request = b"".join(body)
         answer = self.world.answers.answer(self.path, request)
         self.world.calls.append(RecordedCall(self.path, answer.status, self.metadata, request))
@@ -143,6 +146,7 @@ class InProcess:
         max_matrix_bytes: int = 64 * MIB,
     ) -> None:
         self.answers = answers
+        self.board = Board("worker-0")
         self.calls: list[RecordedCall] = []
         self.asked = asyncio.Event()  # set by each upstream call
         self._runner = asyncio.Runner()
@@ -156,6 +160,7 @@ class InProcess:
             max_in_flight=max_in_flight,
             reading=Reading(text_features, reference),
             sampling_tz=datetime.UTC,
+            board=self.board,
         )
         self._upstreams = _Methods(self, numerix=numerix)
         self._cache = FeatureCache(MIB)
@@ -278,6 +283,7 @@ class InProcess:
             expressions=expressions,
             cache=self._cache,
             bounds=self._bounds,
+            board=self.board,
         )
 
     def __repr__(self) -> str:

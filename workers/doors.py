@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from time import monotonic
 from typing import cast
 
+from shared.board import Board
 from shared.frames import (
     Cancel,
     FrameError,
@@ -21,6 +23,7 @@ from shared.frames import (
     State,
     answer_head,
 )
+from shared.metrics import HANDOVER_LATENCY
 from workers.service import Answered, Service, Ticket
 
 __all__ = ["DoorLink", "Doors"]
@@ -96,6 +99,8 @@ class DoorLink(asyncio.Protocol):
 
     def _start(self, request: Request) -> None:
         loop = self._doors.loop
+        if request.sent_us:
+            self._doors.handover.observe(monotonic() * 1e3 - request.sent_us * 1e-3)
         deadline = loop.time() + request.deadline_us / 1e6 if request.deadline_us else None
         answered = False
 
@@ -150,8 +155,10 @@ class Doors:
         service: Service,
         hello: Hello,
         max_request_bytes: int,
+        board: Board,
     ) -> None:
         self.loop = loop
+        self.handover = board.histogram(HANDOVER_LATENCY)
         self.service = service
         self.hello = hello
         self.max_request_bytes = max_request_bytes

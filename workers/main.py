@@ -21,6 +21,7 @@ from dag.executor import Executor
 from dag.plan import Plan
 from dag.topology import TopologyCache
 from shared import logs, process
+from shared.board import Board
 from shared.config_link import ConfigLink
 from shared.frames import Hello, Readiness, State
 from shared.log_link import LogLink
@@ -48,6 +49,7 @@ class Worker:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
         self.loop = loop
+        self.board = Board(f"worker-{settings.index}")
         self.executor = Executor(loop, settings.executor_threads)
         run_dir = private_directory(settings.run_dir)
         # What is lent to the log sidecar comes on top: requests have what they would have without it.
@@ -64,6 +66,7 @@ class Worker:
             reading=Reading("text-features" in settings.compat, settings.reference_codecs),
             sampling_tz=settings.sampling_tz,
             inference_log=Handover(self.log_link, settings.sampling_tz) if self.log_link else None,
+            board=self.board,
         )
         self.doors = Doors(
             loop,
@@ -71,8 +74,9 @@ class Worker:
             self.service,
             Hello(settings.index, os.getpid(), settings.max_in_flight),
             settings.max_request_bytes,
+            self.board,
         )
-        self.upstreams = WorkerUpstreams(settings)
+        self.upstreams = WorkerUpstreams(settings, self.board)
         self.follower = Follower(
             loop,
             self.service.plans,
@@ -140,6 +144,7 @@ class Worker:
                 expressions=expressions,
                 cache=self._cache,
                 bounds=self._bounds,
+                board=self.board,
             )
         except ValueError as error:
             raise CompileError(str(error)) from error

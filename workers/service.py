@@ -18,8 +18,10 @@ from dag.component import Scoring
 from dag.executor import Execution, Executor
 from dag.plan import Plan
 from rpc.status import Status
+from shared.board import Board
 from shared.shm_matrix import MatrixFull, MatrixPool
 from workers import responses
+from workers.meters import RequestMeters
 from workers.plans import PlanSet
 from workers.requests import ADAPTERS, BadRequest, Reading
 
@@ -95,12 +97,13 @@ class Service:
         max_in_flight: int,
         reading: Reading,
         sampling_tz: datetime.tzinfo,
+        board: Board,
         inference_log: InferenceLog | None = None,
     ) -> None:
         self.plans = PlanSet()
         self.in_flight = 0
         self.max_in_flight = max_in_flight
-        self.answered: dict[Status, int] = {}
+        self._meters = RequestMeters(board)
         self._executor = executor
         self._pool = pool
         self._reading = reading
@@ -126,13 +129,17 @@ class Service:
         request_id = b"%b%x" % (self._prefix, self._requests)
         came_ns = time.time_ns()
         served = False
+        began = time.monotonic()
+        model = ""
+        rows = 0
 
         def reply(status: Status, message: str, body: bytes = b"") -> None:
-            self.answered[status] = self.answered.get(status, 0) + 1
+            self._meters.answered(model, method, status, (time.monotonic() - began) * 1e3, rows)
             answer(Answered(status, message, body, request_id))
 
         try:
             plan, brought, tracking_id = self._read(method, metadata, body)
+            model = plan.model_config_id
             slot = self._pool.acquire()
             try:
                 scoring = initialize(plan, brought, slot)
@@ -154,9 +161,12 @@ class Service:
             reply(Status.INTERNAL, f"the request could not be read: {type(error).__name__}: {error}")
             return ticket
         self.in_flight += 1
+        rows = brought.rows
 
         def on_done(execution: Execution) -> None:
             nonlocal served
+            if scoring.failures or (scoring.slates is not None and scoring.slates.failures):
+                _count_failures(plan, scoring)
             if execution.error is not None:
                 reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
                 return
@@ -221,6 +231,12 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.in_flight} of {self.max_in_flight} in flight, {self.plans!r}>"
+
+
+def _count_failures(plan: Plan, scoring: Scoring) -> None:
+    plan.meters.failed(scoring.failures, scoring.matrix.rows)
+    if scoring.slates is not None:
+        plan.meters.failed(scoring.slates.failures, scoring.slates.matrix.rows)
 
 
 def user_id(plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:

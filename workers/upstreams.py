@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 from components.compile import CompileError
 from components.feature import Feature
@@ -16,28 +17,67 @@ from components.predator import Predator
 from dag.component import Endpoint, Pending, Reply
 from dag.plan import Plan
 from rpc.client import Channel, Method
-from rpc.status import Metadata
+from rpc.status import Metadata, Status
 from rpc.tls import client_context
+from shared.board import Board, Counter
+from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
 from shared.settings import Settings
 
 __all__ = ["ChannelEndpoint", "WorkerUpstreams", "targets_of"]
 
+ONFS, PREDATOR, NUMERIX = "onfs", "predator", "numerix"
 FETCH = "/retrieve.FeatureService/RetrieveFeatures"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 COMPUTE = "/numerix.Numerix/Compute"
 
 
+class CallMeters:
+    """The series of one endpoint's calls."""
+
+    __slots__ = ("_board", "_by_status", "_labels", "latency", "rows")
+
+    def __init__(self, board: Board, service: str, target: str) -> None:
+        self.latency = board.histogram(UPSTREAM_LATENCY, service, target)
+        self.rows = board.counter(UPSTREAM_ROWS, service, target)
+        self._board = board
+        self._labels = service, target
+        self._by_status: list[Counter | None] = [None] * len(Status)
+
+    def ended(self, status: int, took: float) -> None:
+        """Counts a call that ended after `took` ms."""
+        self.latency.observe(took)
+        count = self._by_status[status]
+        if count is None:
+            name = Status(status).name
+            count = self._by_status[status] = self._board.counter(UPSTREAM_CALLS, *self._labels, name)
+        count.value += 1
+
+    def __repr__(self) -> str:
+        return f"<CallMeters {self.latency!r}>"
+
+
 class ChannelEndpoint:
     """One method on one channel, its headers encoded once."""
 
-    __slots__ = ("__weakref__", "_channel", "_method")
+    __slots__ = ("__weakref__", "_channel", "_meters", "_method")
 
-    def __init__(self, channel: Channel, method: Method) -> None:
+    def __init__(self, channel: Channel, method: Method, meters: CallMeters) -> None:
         self._channel = channel
         self._method = method
+        self._meters = meters
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
-        return self._channel.start(self._method, body, timeout, on_done)
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
+        meters = self._meters
+        meters.rows.value += rows
+        began = monotonic()
+
+        def ended(reply: Reply) -> None:
+            meters.ended(reply.status, (monotonic() - began) * 1e3)
+            on_done(reply)
+
+        return self._channel.start(self._method, body, timeout, ended)
 
     @property
     def channel(self) -> Channel:
@@ -69,8 +109,9 @@ def _endpoints(plan: Plan) -> Iterator[Endpoint | None]:
 class WorkerUpstreams:
     """Hands endpoints to plans; belongs to the I/O thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, board: Board) -> None:
         self._settings = settings
+        self._board = board
         self._channels: dict[tuple[str, bool], Channel] = {}
         self._endpoints: weakref.WeakValueDictionary[tuple[str, bool, str], ChannelEndpoint] = (
             weakref.WeakValueDictionary()
@@ -85,7 +126,7 @@ class WorkerUpstreams:
             (b"online-feature-store-caller-id", onfs.caller_id.encode()),
             (b"online-feature-store-auth-token", onfs.caller_token.encode()),
         )
-        return self._endpoint(f"{onfs.host}:{onfs.port}", onfs.plaintext, FETCH, metadata)
+        return self._endpoint(f"{onfs.host}:{onfs.port}", onfs.plaintext, ONFS, FETCH, metadata)
 
     def predator(self, endpoint: str) -> Endpoint:
         predator = self._settings.predator
@@ -93,7 +134,9 @@ class WorkerUpstreams:
             (b"predator-caller-id", predator.caller_id.encode()),
             (b"predator-auth-token", predator.caller_token.encode()),
         )
-        return self._endpoint(with_port(endpoint, predator.port), predator.plaintext, INFER, metadata)
+        return self._endpoint(
+            with_port(endpoint, predator.port), predator.plaintext, PREDATOR, INFER, metadata
+        )
 
     def numerix(self) -> Endpoint | None:
         numerix = self._settings.numerix
@@ -101,7 +144,7 @@ class WorkerUpstreams:
             return None
         # The existing clients of the expression service name their caller by the service's own setting.
         metadata = ((b"numerix-caller-id", self._settings.name.encode()),)
-        return self._endpoint(f"{numerix.host}:{numerix.port}", numerix.plaintext, COMPUTE, metadata)
+        return self._endpoint(f"{numerix.host}:{numerix.port}", numerix.plaintext, NUMERIX, COMPUTE, metadata)
 
     def close_unused(self) -> list[str]:
         """Closes the channels that no plan uses any more; returns their targets."""
@@ -117,7 +160,9 @@ class WorkerUpstreams:
         """Closes all channels."""
         await asyncio.gather(*self._closing, *(channel.close() for channel in self._channels.values()))
 
-    def _endpoint(self, target: str, plaintext: bool, path: str, metadata: Metadata) -> ChannelEndpoint:
+    def _endpoint(
+        self, target: str, plaintext: bool, service: str, path: str, metadata: Metadata
+    ) -> ChannelEndpoint:
         key = target, plaintext, path
         endpoint = self._endpoints.get(key)
         if endpoint is None:
@@ -125,7 +170,8 @@ class WorkerUpstreams:
             if channel is None:
                 channel = Channel(target, tls=None if plaintext else client_context())
                 self._channels[target, plaintext] = channel
-            endpoint = self._endpoints[key] = ChannelEndpoint(channel, channel.method(path, metadata))
+            meters = CallMeters(self._board, service, target)
+            endpoint = self._endpoints[key] = ChannelEndpoint(channel, channel.method(path, metadata), meters)
         return endpoint
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ from dag.field_rules import components
 from dag.layout import Layout
 from dag.plan import Plan
 from dag.topology import topology
+from shared.board import Board
 from shared.datatypes import DataType
 from shared.shm_matrix import MatrixPool, ShmMatrix, Slot
 
@@ -62,7 +63,9 @@ class Nowhere:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
         raise AssertionError("only the executor starts calls")
 
     def __repr__(self) -> str:
@@ -136,6 +139,7 @@ def compiled(
         expressions=expressions or {},
         cache=cache,
         bounds=Bounds(**(usual | bounds)),
+        board=Board("worker-0"),
     )
 
 

@@ -211,7 +211,7 @@ class Scripted:
             if script.end == RAISES:
                 raise RuntimeError("broken")
             if script.end == IS_FULL:
-                request.full = not request.over
+                request.full |= not request.over
                 raise MatrixFull("no room")
         except (RuntimeError, MatrixFull):
             if script.end == RAISES and not request.over:
@@ -233,7 +233,9 @@ class Scripted:
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause)
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
         """The component is its own endpoint."""
         now, deadline = self.request.world.loop.now, self.request.deadline
         asked = [t for step in self.request.scripts[self.number].steps for t in step]
@@ -508,7 +510,9 @@ class Upstream:
         self.loop = loop
         self.dice = dice
 
-    def start(self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None]) -> Pending:
+    def start(
+        self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
+    ) -> Pending:
         reply = Answer(self.dice.choice([0, 0, 14]), "", b"")
         return self.loop.call_later(self.dice.random() / 500, on_done, reply)
 

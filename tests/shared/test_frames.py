@@ -55,7 +55,7 @@ reasons = st.dictionaries(texts, texts, max_size=4)
 frames = st.one_of(
     st.builds(Hello, u32, u32, u32),
     st.builds(State, st.sampled_from(Readiness), u64, texts),
-    st.builds(Request, u64, u64, u8, metadata, bodies),
+    st.builds(Request, u64, u64, u8, metadata, bodies, u64),
     st.builds(Cancel, u64),
     st.builds(Answer, u64, u8, texts, metadata, bodies),
     st.builds(Subscribe, u32, u32),
@@ -165,8 +165,8 @@ def test_the_wire_is_the_documented_one() -> None:
     assert State(Readiness.DRAINING, 7, "é").encode() == bytes.fromhex(
         "0e000000 02 02 0700000000000000 0200 c3a9"
     )
-    assert Request(1, 2, 3, ((b"k", b"vv"),), b"body").encode() == bytes.fromhex(
-        "1f000000 03 0100000000000000 0200000000000000 03 0100 0100 6b 0200 7676 626f6479"
+    assert Request(1, 2, 3, ((b"k", b"vv"),), b"body", 4).encode() == bytes.fromhex(
+        "27000000 03 0100000000000000 0200000000000000 0400000000000000 03 0100 0100 6b 0200 7676 626f6479"
     )
     assert Cancel(5).encode() == bytes.fromhex("09000000 04 0500000000000000")
     assert Answer(9, 3, "no", (), b"x").encode() == bytes.fromhex(
@@ -193,8 +193,8 @@ def test_the_wire_is_the_documented_one() -> None:
 
 
 def test_heads_leave_the_body_to_the_caller() -> None:
-    head = request_head(4, 5, 1, NO_METADATA, 6)
-    assert reader().feed(head + b"abcdef") == [Request(4, 5, 1, (), b"abcdef")]
+    head = request_head(4, 5, 7, 1, NO_METADATA, 6)
+    assert reader().feed(head + b"abcdef") == [Request(4, 5, 1, (), b"abcdef", 7)]
     head = answer_head(4, 0, "", ((b"a-bin", b"\xff"),), 3)
     incoming = reader()
     assert incoming.feed(head) == []
@@ -214,15 +214,15 @@ def test_heads_leave_the_body_to_the_caller() -> None:
         (raw(2, struct.pack("<BQH", 1, 0, 4) + b"abc"), "STATE: reason of 4 bytes in 3 bytes"),
         (raw(2, struct.pack("<BQH", 1, 0, 2) + b"a\xff"), "STATE: reason is not UTF-8 at its byte 1"),
         (
-            raw(3, struct.pack("<QQBH", 1, 0, 0, 1) + b"\x01"),
+            raw(3, struct.pack("<QQQBH", 1, 0, 0, 0, 1) + b"\x01"),
             "REQUEST: length of metadata[0] name needs 2 bytes, 1 are left in the frame",
         ),
         (
-            raw(3, struct.pack("<QQBHH", 1, 0, 0, 1, 1) + b"n" + struct.pack("<H", 9) + b"abc"),
+            raw(3, struct.pack("<QQQBHH", 1, 0, 0, 0, 1, 1) + b"n" + struct.pack("<H", 9) + b"abc"),
             "REQUEST: metadata[0] value of 9 bytes, only 3 are left in the frame",
         ),
         (
-            raw(3, struct.pack("<QQBHH", 1, 0, 0, 1, 1) + b"\xff\0\0"),
+            raw(3, struct.pack("<QQQBHH", 1, 0, 0, 0, 1, 1) + b"\xff\0\0"),
             r"REQUEST: metadata[0] name b'\xff' is not ASCII",
         ),
         (raw(5, struct.pack("<QBH", 1, 0, 0)), "ANSWER: count of metadata needs 2 bytes, 0 are left"),
@@ -278,7 +278,7 @@ def test_metadata_that_does_not_fit_is_refused(pairs: list[tuple[bytes, bytes]])
 
 def test_a_body_that_does_not_fit_a_length_is_refused() -> None:
     with pytest.raises(FrameError, match="REQUEST 1: body of 4294967295 bytes"):
-        request_head(1, 0, 0, NO_METADATA, 2**32 - 1)
+        request_head(1, 0, 0, 0, NO_METADATA, 2**32 - 1)
     with pytest.raises(FrameError, match="ANSWER 1: body of 4294967295 bytes"):
         answer_head(1, 0, "", (), 2**32 - 1)
 

@@ -14,6 +14,7 @@ from dag.config import ModelConfig
 from dag.field_rules import components
 from dag.plan import Plan
 from dag.topology import topology
+from shared.board import Board
 from sidecar.catalog import judge
 from tests.dag.configs import CONFIGS, EXPRESSIONS, good, spoilt
 
@@ -42,7 +43,15 @@ def compiled(config: ModelConfig) -> Plan:
         config.dag_execution_config.component_dependency, [name for name, _ in components(config)]
     )
     return compile_plan(
-        "x", "digest", config, order, upstreams=Nowhere(), expressions=KNOWN, cache=None, bounds=BOUNDS
+        "x",
+        "digest",
+        config,
+        order,
+        upstreams=Nowhere(),
+        expressions=KNOWN,
+        cache=None,
+        bounds=BOUNDS,
+        board=Board("worker-0"),
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from rpc.status import Status
+from shared.board import Board
 from shared.frames import Answer, Cancel, FrameReader, Hello, Readiness, Request, State
 from workers import doors as doors_module
 from workers.doors import Doors
@@ -151,7 +152,7 @@ class World:
         self.run_dir = run_dir
         self.service = ScriptedService()
         loop = asyncio.get_running_loop()
-        self.doors = Doors(loop, run_dir, cast(Service, self.service), HELLO, 1 << 20)
+        self.doors = Doors(loop, run_dir, cast(Service, self.service), HELLO, 1 << 20, Board("worker-0"))
 
         self._opened: list[Door] = []
 

@@ -16,6 +16,7 @@ from dag.field_rules import components
 from dag.plan import Plan
 from dag.topology import topology
 from rpc.server import Server
+from shared.board import Board
 from shared.saved import ACTIVE, Documents
 from shared.settings import OnfsSettings, Settings
 from sidecar.activation import Version as SidecarVersion
@@ -39,7 +40,8 @@ class World:
     def __init__(self, port: int, state_dir: Path) -> None:
         self.port = port
         self.plans = PlanSet()
-        self.upstreams = WorkerUpstreams(Settings(onfs=OnfsSettings(host="127.0.0.1", port=port)))
+        self.board = Board("worker-0")
+        self.upstreams = WorkerUpstreams(Settings(onfs=OnfsSettings(host="127.0.0.1", port=port)), self.board)
         self.compiled: list[str] = []
         self.versions: list[tuple[int, str]] = []
         self.connected: asyncio.Queue[list[str]] = asyncio.Queue()
@@ -72,6 +74,7 @@ class World:
             expressions=expressions,
             cache=None,
             bounds=BOUNDS,
+            board=self.board,
         )
 
     async def prepare(self, texts: Mapping[str, Text]) -> tuple[dict[str, str], dict[str, str]]:

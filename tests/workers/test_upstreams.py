@@ -13,6 +13,9 @@ from components.compile import CompileError
 from dag.component import Endpoint, Reply
 from rpc.calls import ServerCall
 from rpc.server import Server
+from rpc.status import Status
+from shared.board import Board
+from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
 from shared.settings import NumerixSettings, OnfsSettings, PredatorSettings, Settings
 from tests.components.running import compiled, config_of
 from workers.upstreams import COMPUTE, FETCH, INFER, ChannelEndpoint, WorkerUpstreams, targets_of, with_port
@@ -26,19 +29,21 @@ class World:
     def __init__(self, port: int, seen: list[tuple[bytes, dict[bytes, bytes], bytes]]) -> None:
         self.port = port
         self.seen = seen
+        self.board = Board("worker-0")
         self.upstreams = WorkerUpstreams(
             Settings(
                 name="shop",
                 onfs=OnfsSettings(host="127.0.0.1", port=port, caller_id="me", caller_token="secret"),
                 predator=PredatorSettings(port=port, caller_id="p", caller_token="t"),
                 numerix=NumerixSettings(host="127.0.0.1", port=port),
-            )
+            ),
+            self.board,
         )
 
     async def call(self, endpoint: Endpoint | None, *body: bytes, timeout: float = PATIENCE) -> Reply:  # noqa: ASYNC109
         assert endpoint is not None
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        endpoint.start(body, timeout, done.set_result)
+        endpoint.start(body, timeout, done.set_result, len(body))
         assert not done.done()  # later, never from within
         return await asyncio.wait_for(done, PATIENCE)
 
@@ -51,7 +56,10 @@ def tell(story: Story) -> None:
 
     def answer(call: ServerCall) -> None:
         seen.append((call.path, dict(call.metadata), call.body))
-        call.respond(b"re: " + call.body)
+        if call.body == b"fail":
+            call.fail(Status.UNAVAILABLE, "as asked")
+        else:
+            call.respond(b"re: " + call.body)
 
     async def main() -> None:
         server = Server({path.encode(): answer for path in (FETCH, INFER, COMPUTE)})
@@ -145,7 +153,7 @@ def test_a_failing_call_is_a_reply() -> None:
 
 
 def test_hosts_that_are_not_configured() -> None:
-    upstreams = WorkerUpstreams(Settings())
+    upstreams = WorkerUpstreams(Settings(), Board("worker-0"))
     with pytest.raises(CompileError, match="EXTERNAL_SERVICE_ONFS_FS_HOST is empty"):
         upstreams.onfs()
     assert upstreams.numerix() is None
@@ -165,3 +173,19 @@ def test_hosts_that_are_not_configured() -> None:
 )
 def test_ports_that_are_left_out(endpoint: str, wanted: str) -> None:
     assert with_port(endpoint, 8090) == wanted
+
+
+def test_calls_are_counted_by_service_endpoint_and_outcome() -> None:
+    async def story(world: World) -> None:
+        onfs = world.upstreams.onfs()
+        for _ in range(3):
+            assert (await world.call(onfs, b"a", b"b")).status == 0
+        assert (await world.call(onfs, b"fail")).status == Status.UNAVAILABLE
+        place = "onfs", f"127.0.0.1:{world.port}"
+        board = world.board
+        assert board.counter(UPSTREAM_CALLS, *place, "OK").value == 3
+        assert board.counter(UPSTREAM_CALLS, *place, "UNAVAILABLE").value == 1
+        assert board.counter(UPSTREAM_ROWS, *place).value == 7
+        assert board.histogram(UPSTREAM_LATENCY, *place).seen == 4
+
+    tell(story)
