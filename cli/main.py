@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cli import config, pod, up, validate
+from cli import config, logs, pod, up, validate
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -36,6 +36,7 @@ COMMANDS = (
     Command("restart", pod.RESTART_HELP, pod.add_restart, pod.restart),
     Command("scale", pod.SCALE_HELP, pod.add_scale, pod.scale),
     Command("config", config.HELP, config.add_arguments, config.run),
+    Command("logs", logs.HELP, logs.add_arguments, logs.run),
     Command("validate", validate.HELP, validate.add_arguments, validate.run),
 )
 

@@ -22,7 +22,7 @@ __all__ = ["CONF", "environment", "main"]
 CONF = Path(__file__).resolve().parent.parent / "supervisord.conf"
 
 _STOP_MARGIN = 10
-"""Seconds between the end of the drain time and the kill."""
+"""Seconds between the end of the drain time, or of the log sidecar's flush, and the kill."""
 
 
 def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
         "INFERFLOW_FRONTDOORS": str(settings.frontdoors),
         "INFERFLOW_RUN_DIR": str(settings.run_dir.absolute()),
         "INFERFLOW_STATE_DIR": str(settings.state_dir.absolute()),
-        "INFERFLOW_STOP_SECONDS": str(math.ceil(settings.drain_s) + _STOP_MARGIN),
+        "INFERFLOW_STOP_SECONDS": str(math.ceil(max(settings.drain_s, settings.log.flush_s)) + _STOP_MARGIN),
         "INFERFLOW_SUPERVISOR_PID": str(os.getpid()),
         # `python` in supervisord.conf is this interpreter, whether or not its environment is active.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]),

@@ -1,0 +1,139 @@
+"""Inference logs as Parquet files in a directory, for machines without a Kafka.
+
+Each row of a file is one message, as it would stand in the topic. A file gets its name when it is whole and on
+disk: until then its rows are not acknowledged, and a crash leaves nothing but a hidden scratch file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import itertools
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.saved import replace_file
+from shared.settings import LogSettings
+from sidecar.log_queue import ACCEPTED, Message, Settle
+
+__all__ = ["SCHEMA", "FileSink"]
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+STALE_SECONDS: Final = 600.0
+"""A scratch file that has not been written to for so long is of a process that was killed."""
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("value", pa.binary(), nullable=False),  # KafkaRequest, see proto/inference_log.proto
+        pa.field("key", pa.binary()),
+        pa.field("rows", pa.int32(), nullable=False),
+    ]
+)
+
+
+class FileSink:
+    """Gathers messages and writes them, whenever there are enough of them or some have waited enough."""
+
+    def __init__(self, directory: Path, settings: LogSettings) -> None:
+        self.written = 0
+        """Files."""
+        self._directory = directory
+        self._settings = settings
+        self._gathered: list[tuple[Message, Settle]] = []
+        self._bytes = 0
+        self._writing = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._late: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<FileSink {self._directory}: {self.state}, {len(self._gathered)} messages gathered>"
+
+    @property
+    def state(self) -> str:
+        return self._trouble or f"{self.written} files written"
+
+    async def send(self, message: Message, settle: Settle) -> None:
+        self._gathered.append((message, settle))
+        self._bytes += len(message.value)
+        if self._bytes >= self._settings.file_bytes:
+            await self._write()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._settings.file_s, self._waited)
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._write()
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._late = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        """Writes what is gathered; tries again until the delivery time is over."""
+        async with self._writing:
+            gathered, self._gathered = self._gathered, []
+            self._bytes = 0
+            if not gathered:
+                return
+            outcome = await self._write_file([message for message, _ in gathered])
+            for message, settle in gathered:
+                settle(message, outcome)
+
+    async def _write_file(self, messages: list[Message]) -> str:
+        give_up = time.monotonic() + self._settings.delivery_s
+        while True:
+            try:
+                await asyncio.to_thread(_write, self._next_path(), messages)
+            except OSError as error:
+                self._note(f"{self._directory} cannot be written: {error.strerror or error}")
+                if time.monotonic() + RETRY_SECONDS > give_up:
+                    return "not delivered in time"
+                await asyncio.sleep(RETRY_SECONDS)
+            except pa.ArrowException:
+                log.exception("messages do not fit into a file")
+                return "refused by the sink"
+            else:
+                self._trouble = ""
+                self.written += 1
+                return ACCEPTED
+
+    def _next_path(self) -> Path:
+        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+        return self._directory / f"inferflow-{moment}-{os.getpid()}-{next(self._numbers):06d}.parquet"
+
+    def _note(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.error("inference log is not written", extra={"reason": trouble})
+
+
+def _write(path: Path, messages: list[Message]) -> None:
+    columns = {
+        "value": pa.array([message.value for message in messages], pa.binary()),
+        "key": pa.array([message.key for message in messages], pa.binary()),
+        "rows": pa.array([message.rows for message in messages], pa.int32()),
+    }
+    out = pa.BufferOutputStream()
+    # Messages are their own: a dictionary of them, or statistics, would only cost.
+    pq.write_table(
+        pa.table(columns, SCHEMA), out, compression="zstd", use_dictionary=False, write_statistics=False
+    )
+    replace_file(path, [out.getvalue()])
+
+
+def remove_stale(directory: Path) -> None:
+    """Removes scratch files that nobody writes any more. Raises OSError."""
+    for path in directory.glob(".inferflow-*.parquet.*"):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            path.unlink(missing_ok=True)
