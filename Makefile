@@ -7,7 +7,7 @@ SETUP_DEMO := $(VENV)/.setup-demo-$(shell cat requirements/demo.txt pyproject.to
 PROTOS := $(wildcard proto/*.proto)
 CODE := cli components dag frontdoor inferlog rpc shared sidecar workers demo bench tests
 
-.PHONY: setup up demo demo-up tools test test-fast test-full lint bench proto clean
+.PHONY: setup build plain up demo demo-up tools test test-fast test-full lint bench proto clean
 
 setup: $(SETUP)
 
@@ -26,6 +26,18 @@ $(SETUP_DEMO): $(SETUP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/demo.txt
 	@touch $@
 
+# Compiles the request path to C, in place: a third less CPU per request. Needs a C compiler.
+NATIVE := $(shell sed -n '/^MODULES/,/^"""/p' setup.py | grep -o '[a-z_]*/[a-z_]*\.py')
+build: setup shared/native.json
+
+shared/native.json: setup.py $(NATIVE)
+	$(MAKE) --no-print-directory plain
+	INFERFLOW_NATIVE=1 $(BIN)/python setup.py -q build_ext --inplace --parallel 2
+	@touch $@
+
+plain:
+	rm -f shared/native.json *__mypyc.*.so $(NATIVE:.py=.*.so)
+
 up: setup
 	$(BIN)/python -m cli.up
 
@@ -39,7 +51,8 @@ demo-up: $(SETUP_DEMO)
 tools:
 	tests/get_etcd.sh
 
-test: setup tools
+# Tests run what is deployed, the compiled modules, wherever there is a compiler; test-fast what it finds.
+test: setup tools $(if $(shell command -v cc),build)
 	$(BIN)/python -m pytest -m "not full"
 
 test-fast: setup tools
@@ -58,7 +71,7 @@ lint: setup
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --pyi_out=proto $(PROTOS)
 
-bench: setup
+bench: build
 	bench/get_h2load.sh
 	$(BIN)/python -m bench.run --docs docs/performance.md
 

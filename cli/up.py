@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from shared import native
 from shared.rundir import RunDirError, private_directory
 from shared.settings import Settings, SettingsError, misspelt
 
@@ -56,10 +57,11 @@ def _append_to_stdout() -> None:
 def main() -> NoReturn:
     """Run the pod in the foreground, as supervisord. Exits with 2 for what must be set right first."""
     try:
+        native.check()
         settings = Settings.from_env(os.environ)
         private_directory(settings.run_dir)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
-    except (SettingsError, RunDirError, OSError) as error:
+    except (native.StaleError, SettingsError, RunDirError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     for warning in misspelt(os.environ):

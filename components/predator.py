@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ class ScoreBlock:
 class RequestHeads:
     """The heads of a model's requests, encoded once per number of rows and tensor shapes."""
 
-    LIMIT = 1024  # heads kept: batches have few sizes
+    LIMIT: Final = 1024  # heads kept: batches have few sizes
 
     def __init__(self, model: str, inputs: Sequence[TensorInput], outputs: Sequence[Output]) -> None:
         self._model = model

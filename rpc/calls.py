@@ -188,8 +188,17 @@ class StreamCall(Call):
 
     __slots__ = ("_inbox", "headers_sent", "on_end", "on_message")
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        path: bytes,
+        metadata: tuple[tuple[bytes, bytes], ...],
+        encoding: bytes,
+        now: float,
+        handler: Callable[[Any], None],
+    ) -> None:
+        super().__init__(connection, stream_id, path, metadata, encoding, now, handler)
         self.on_message: Callable[[bytes], None] | None = None
         """Called with each message of the client; messages are dropped while it is None."""
         self.on_end: Callable[[], None] | None = None

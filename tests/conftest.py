@@ -12,10 +12,20 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from shared import native
+
 # No example is timed: a busy machine is no bug.
 settings.register_profile("quick", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=400)
 settings.load_profile("quick")
+
+
+def pytest_configure() -> None:
+    """Has a run end at once whose compiled modules would not be those of the sources."""
+    try:
+        native.check()
+    except native.StaleError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import cast
+from typing import Protocol, cast
 
 from shared.board import Board
 from shared.frames import (
@@ -24,9 +25,9 @@ from shared.frames import (
     answer_head,
 )
 from shared.metrics import HANDOVER_LATENCY
-from workers.service import Answered, Service, Ticket
+from workers.service import Answered
 
-__all__ = ["DoorLink", "Doors"]
+__all__ = ["DoorLink", "Doors", "Scorer", "Ticket"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,27 @@ REQUEST_ID = b"inferflow-request-id"  # trailing metadata of every answer
 LOOK_SECONDS = 0.5
 FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
 MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
+
+
+class Ticket(Protocol):
+    """A request in flight."""
+
+    def cancel(self) -> None:
+        """Ends it without an answer."""
+        ...
+
+
+class Scorer(Protocol):
+    """What answers requests: `workers.service.Service`."""
+
+    def handle(
+        self,
+        method: int,
+        metadata: Mapping[bytes, bytes],
+        body: bytes,
+        deadline: float | None,
+        answer: Callable[[Answered], None],
+    ) -> Ticket: ...
 
 
 class DoorLink(asyncio.Protocol):
@@ -152,7 +174,7 @@ class Doors:
         self,
         loop: asyncio.AbstractEventLoop,
         run_dir: Path,
-        service: Service,
+        service: Scorer,
         hello: Hello,
         max_request_bytes: int,
         board: Board,

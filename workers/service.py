@@ -146,14 +146,14 @@ class Service:
             except BaseException:
                 self._pool.release(slot)
                 raise
-        except _Refused as error:
-            reply(error.status, str(error))
+        except _Refused as refused:
+            reply(refused.status, str(refused))
             return ticket
-        except BadRequest as error:
-            reply(Status.INVALID_ARGUMENT, str(error))
+        except BadRequest as bad:
+            reply(Status.INVALID_ARGUMENT, str(bad))
             return ticket
-        except MatrixFull as error:
-            reply(Status.RESOURCE_EXHAUSTED, str(error))
+        except MatrixFull as full:
+            reply(Status.RESOURCE_EXHAUSTED, str(full))
             return ticket
         except Exception as error:
             # A mistake of ours costs this request, not the link that it came over with all the others.
@@ -176,8 +176,8 @@ class Service:
                 return
             try:
                 out = self._respond(method, plan, scoring, metadata)
-            except responses.ResponseTooLarge as error:
-                reply(Status.RESOURCE_EXHAUSTED, str(error))
+            except responses.ResponseTooLarge as large:
+                reply(Status.RESOURCE_EXHAUSTED, str(large))
                 return
             except Exception as error:
                 log.exception("response failed", extra={"model_config_id": plan.model_config_id})
