@@ -47,7 +47,7 @@ def test_the_conf_names_what_it_needs_and_needs_nothing_else() -> None:
     assert used == set(NEEDED)
     assert text.count("%(ENV_") == sum(text.count(f"%(ENV_{name})s") for name in NEEDED)
     programs = [section for section in conf.sections() if section.startswith("program:")]
-    assert programs == ["program:config", "program:worker", "program:frontdoor"]
+    assert programs == ["program:config", "program:logs", "program:worker", "program:frontdoor"]
     priorities = [conf.getint(program, "priority") for program in programs]
     assert priorities == sorted(priorities)
     for program in programs:
