@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cli import config, logs, pod, up, validate
+from cli import config, logs, pod, probe, up, validate
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -35,6 +35,7 @@ COMMANDS = (
     Command("up", "Start a pod in the foreground: front doors, workers, config sidecar.", _no_arguments, _up),
     Command("restart", pod.RESTART_HELP, pod.add_restart, pod.restart),
     Command("scale", pod.SCALE_HELP, pod.add_scale, pod.scale),
+    Command("probe", probe.HELP, probe.add_arguments, probe.run),
     Command("config", config.HELP, config.add_arguments, config.run),
     Command("logs", logs.HELP, logs.add_arguments, logs.run),
     Command("validate", validate.HELP, validate.add_arguments, validate.run),

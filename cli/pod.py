@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import stat
 import sys
 import time
-import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any, NamedTuple
 
 from supervisor.xmlrpc import SupervisorTransport
 
+from cli.config import AdminError
+from cli.config import Pod as AdminPort
 from shared.settings import Settings, SettingsError
 
 __all__ = ["RESTART_HELP", "SCALE_HELP", "Pod", "PodError", "add_restart", "add_scale", "restart", "scale"]
@@ -70,7 +70,7 @@ class Pod:
     """The running pod of these settings. Its methods raise PodError."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None] = print) -> None:
-        self._settings = settings
+        self._admin = AdminPort(settings.admin_host, settings.admin_port)
         self._run_dir = settings.run_dir.absolute()
         self._say = say
         url = f"unix://{self._run_dir}/supervisor.sock"
@@ -149,11 +149,9 @@ class Pod:
 
     def _has_config(self, worker: Process) -> bool:
         """Whether this worker serves a config version, as the config sidecar knows."""
-        host, port = self._settings.admin_host, self._settings.admin_port
         try:
-            with urllib.request.urlopen(f"http://{_reachable(host)}:{port}/status", timeout=5) as answer:
-                workers = json.load(answer)["workers"]
-        except (OSError, http.client.HTTPException, ValueError):
+            workers = self._admin.get("/status")["workers"]
+        except AdminError:
             return False  # the sidecar is just starting, or away: it will answer, or patience ends
         return any(one["pid"] == worker.pid and one["version"] for one in workers)
 
@@ -164,13 +162,6 @@ class Pod:
             raise PodError(f"supervisord refused {method}{arguments}: {error.faultString}") from error
         except (OSError, http.client.HTTPException) as error:
             raise PodError(f"no pod runs in {self._run_dir} (INFERFLOW_RUN_DIR): {error}", 3) from error
-
-
-def _reachable(host: str) -> str:
-    """Where a listener on this address can be asked from here."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _is_socket_since(path: Path, start: int) -> bool:

@@ -1,11 +1,27 @@
 #!/usr/bin/env bash
-# Puts foreign clients and servers into .tools/: grpcurl (Go), MLServer (a Python environment of its own).
+# Puts foreign programs into .tools/: grpcurl and helm (Go), MLServer (a Python environment of its own), promtool.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .tools/bin
 
 if [[ ! -x .tools/bin/grpcurl ]]; then
     GOBIN=$PWD/.tools/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+fi
+
+if [[ ! -x .tools/bin/helm ]]; then
+    GOBIN=$PWD/.tools/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
+fi
+
+if ! command -v promtool >/dev/null && [[ ! -x .tools/bin/promtool ]]; then
+    mkdir -p .tools/prometheus
+    (
+        cd .tools/prometheus
+        apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq  # a fresh image knows no packages
+        apt-get download -qq prometheus
+        dpkg -x prometheus_*.deb .
+    )
+    cp .tools/prometheus/usr/bin/promtool .tools/bin/promtool
+    rm -r .tools/prometheus
 fi
 
 if [[ ! -x .tools/mlserver/bin/mlserver ]]; then
