@@ -51,7 +51,7 @@ from sidecar.activation import (
 from sidecar.admin import Admin
 from sidecar.catalog import Catalog, Content
 from sidecar.history import History
-from sidecar.source import DirectorySource, NotReadYetError, Source, SourceError, Text
+from sidecar.source import CONFIGS, DirectorySource, NotReadYetError, Source, SourceError, Text
 from sidecar.steering import Steering
 
 __all__ = ["ConfigSidecar", "main"]
@@ -153,14 +153,25 @@ class ConfigSidecar:
 
         With nothing saved that means nothing to serve, and workers that are not ready: a pod that knows no
         config must not take requests from pods that do.
+
+        A source that has lost all its configs changes nothing either: a store that was wiped and a volume that was
+        not mounted look like this, and hardly ever somebody who wants a pod that serves nothing.
         """
         try:
-            self.texts = self.source.read()
+            texts = self.source.read()
         except NotReadYetError:
             return  # not to be taken for a source without configs: word of it is on the way
         except SourceError as error:
             self._source_is_away(str(error))
             return
+        active = self.activation.active
+        if active and active.content.configs and not any(key.startswith(CONFIGS) for key in texts):
+            place = self.source.place(CONFIGS + "…")
+            self._source_is_away(
+                f"{place}: there is no model config any more; taken for lost, not for deleted"
+            )
+            return
+        self.texts = texts
         self.revisions = {key: self.source.revision(key) for key in self.texts}
         if self.source_error:
             self.source_error = ""

@@ -136,7 +136,7 @@ class Steering:
         return {
             "key": key,
             "place": self._sidecar.source.place(key),
-            "revision": self._sidecar.revisions.get(key, 0),
+            "revision": self._sidecar.source.revision(key),
             "verdict": self.verdict(key, text),
             "diff": difference(key, served, text),
         }
@@ -164,7 +164,7 @@ class Steering:
             )
         text = self._read(entry.digest)
         if write:
-            await self._write(key, text, self._sidecar.revisions.get(key, 0))
+            await self._write(key, text, self._sidecar.source.revision(key))
         else:
             self._override(key, entry, pinned=False)
         return self._item(key) | {"to": _entry(entry), "written": write}

@@ -444,6 +444,32 @@ def test_a_new_sidecar_whose_source_is_away_serves_what_was_good(run_dir: Path) 
     run(main())
 
 
+def test_a_source_that_has_lost_everything_is_not_taken_for_emptied(run_dir: Path) -> None:
+    """A wiped store, a volume that was not mounted. But a config that is deleted among others is gone."""
+
+    async def main() -> None:
+        shelf = Shelf(
+            {"config-map/a": config(), "config-map/b": config(), "expression-config/e": expression("x")}
+        )
+        async with sidecar(run_dir, shelf) as path:
+            worker = await Worker(path).until_serving(a="configs", b="configs")
+            shelf.put_all({"expression-config/e": expression("x")})
+            await worker.until_noticed(
+                "configs cannot be read, the last good ones are served: config-map/…: "
+                "there is no model config any more; taken for lost, not for deleted"
+            )
+            assert worker.active["configs"].keys() == {"a", "b"}
+        async with sidecar(run_dir, shelf) as path:
+            other = await Worker(path, 1).until_serving(a="configs", b="configs")
+            shelf.put_all({"config-map/b": config("cost")})
+            await other.until(lambda worker: worker.active["configs"].keys() == {"b"})
+            await other.until_noticed("")
+            await worker.link.close()
+            await other.link.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("state", ["{", '{"version": 99999999999999, "configs": {"a": 1}}'])
 def test_state_that_cannot_be_used_is_no_obstacle(run_dir: Path, state: str) -> None:
     async def main() -> None:

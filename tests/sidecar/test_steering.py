@@ -97,8 +97,10 @@ def test_a_pin_holds_whatever_the_source_gets(run_dir: Path) -> None:
         pod.shelf.put_all({**TEXTS, KEY: v(2), "config-map/c": config()})
         await pod.worker.until_serving(c="configs")
         await pod.until_served("v1")
-        pod.shelf.put_all({"expression-config/e": expression("x")})  # even deleted
-        await pod.worker.until(lambda worker: worker.active["configs"].keys() == {"a"})
+        without: dict[str, Text] = {key: text for key, text in TEXTS.items() if key != KEY}  # even deleted
+        pod.shelf.put_all({**without, "config-map/d": config()})
+        await pod.worker.until_serving(d="configs")
+        await pod.until_served("v1")
         pod.shelf.put_all({**TEXTS, KEY: v(2)})
         await pod.post("/config/unpin", key="a")
         await pod.until_served("v2")
