@@ -25,7 +25,6 @@ from bench.cases import CASES, CONFIGS, EXPRESSIONS, TARGETS, Case
 from bench.expected import WrongAnswerError, check
 from bench.report import Table, figure, machine, replace_section
 from bench.upstreams import COMPUTE, FETCH, INFER, Memory
-from components.cache import FeatureCache
 from components.compile import Bounds, compile_plan
 from dag.component import Component, Endpoint, Pending, Reply, Scoring, Steps
 from dag.config import decode
@@ -36,6 +35,7 @@ from dag.topology import topology
 from frontdoor.services import METHODS
 from rpc.status import Status
 from shared.board import Board
+from shared.feature_cache import FeatureCache, cache_segment
 from shared.shm_matrix import MatrixPool
 from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS as CONFIGS_KEY
@@ -179,7 +179,7 @@ class Worker:
             sampling_tz=datetime.UTC,
             board=self.board,
         )
-        self._cache = FeatureCache(64 * MIB)
+        self._cache = FeatureCache(cache_segment(64 * MIB))
         self._service.plans.prepare(_snapshot(), self._compile)
         self._service.plans.activate(VERSION)
 

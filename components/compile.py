@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from components.cache import FeatureCache
 from components.expression import Expression, ExpressionError, parse
 from components.feature import CacheRule, DerivedKey, Feature
 from components.fetched import FetchedBlock, FetchedLayout
@@ -26,6 +25,7 @@ from dag.plan import Answer, OutputColumn, OutputColumns, Plan, schedule
 from dag.topology import Topology
 from shared.board import Board
 from shared.datatypes import DataType, data_type
+from shared.feature_cache import CacheKey, FeatureCache
 
 __all__ = ["Bounds", "CompileError", "Upstreams", "compile_plan"]
 
@@ -216,14 +216,13 @@ class _Compiler:
         parts = self.config.component_config
         if self.cache is None or not (parts.cache_enabled and fetch.comp_cache_enabled):
             return None
-        prefix = f"{self.model_config_id}|{parts.cache_version or 1}|{fetch.component}|"
-        # What is asked, and as what types, is part of the name: a record is laid out by it, and a config can change
+        # What is asked, and as what types, is part of the name: a line is laid out by it, and a config can change
         # without a new cache_version.
-        types = [(one.name, int(one.data_type)) for one in self.fetched[fetch.component]]
-        asked = hashlib.blake2b(head, digest_size=16)
-        asked.update(repr(types).encode())
+        columns = [(one.name, int(one.data_type)) for one in self.fetched[fetch.component]]
+        told_apart_by = (self.model_config_id, parts.cache_version or 1, fetch.component, head, columns)
+        prefix = hashlib.blake2b(repr(told_apart_by).encode(), digest_size=16).digest()
         ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
-        return CacheRule(self.cache, prefix.encode() + asked.digest(), float(ttl))
+        return CacheRule(self.cache, CacheKey(prefix, float(ttl)))
 
     def _predator(self, model: PredatorComponent) -> Predator:
         layout = self.slate_layout if model.slate_component else self.layout

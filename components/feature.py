@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from components.cache import FeatureCache
 from components.columns import text_of
 from components.fetched import FetchedLayout, Lines
 from components.keys import Keys, distinct_keys, encoded_batches, key_texts
@@ -21,9 +20,12 @@ from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn
 from rpc.status import Status
 from shared.datatypes import DataType
-from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock
+from shared.feature_cache import CacheKey, FeatureCache
+from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock, counting
 
 __all__ = ["CacheRule", "DerivedKey", "Feature", "cause"]
+
+FOUND = 2  # the column of FeatureCache.look_up's table that says whether a line was there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,19 +38,10 @@ class DerivedKey:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheRule:
-    """How a component's rows are cached: under which prefix, how long (seconds)."""
+    """Where a component's lines are cached, under which name and how long."""
 
     cache: FeatureCache
-    prefix: bytes
-    ttl: float
-
-    def name(self, parts: Sequence[bytes]) -> bytes:
-        """The name of a row's entry. Lengths keep (`a|b`, `c`) and (`a`, `b|c`) apart."""
-        return b"%b%b|%b" % (
-            self.prefix,
-            b"|".join(parts),
-            b",".join(b"%d" % len(part) for part in parts[:-1]),
-        )
+    key: CacheKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +63,9 @@ class Feature:
 
     def run(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
-        keys = distinct_keys(matrix, self.keys, self.batch_size, reference=self.reference)
+        caching = self.caching
+        batch = None if caching is not None else self.batch_size
+        keys = distinct_keys(matrix, self.keys, batch, reference=self.reference)
         if keys.gaps:
             self._mark_gaps(scoring, keys)
         if self.composite is not None:
@@ -79,28 +74,18 @@ class Feature:
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
-        asked, hits = self._look_up(scoring, keys)
-        answered: list[tuple[bytes, Rows]] = []
-        if asked:
+        wanted = counting(0, keys.count)
+        if caching is not None:
+            found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
+            if hits:
+                wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
+        if len(wanted):
+            asked = self._batches(scoring, keys, wanted)
             endpoint, head, timeout = self.endpoint, self.head, self.timeout
             replies = yield [Call(endpoint, (head, entries), timeout, len(batch)) for batch, entries in asked]
-            for (batch, _), reply in zip(asked, replies, strict=True):
-                if reply.status:
-                    self._fail_keys(scoring, keys, batch, cause(reply), Status(reply.status).name)
-                else:
-                    answered.append((reply.body, batch))
-        if self.layout.variable is not None:
-            lines.expect(matrix.slot, sum(len(b) for b, _ in answered) + sum(len(r) for _, r in hits))
-        for line, record in hits:
-            lines.unpack(line, record)
-        for body, batch in answered:
-            try:
-                lines.read(body, batch, reference=self.reference)
-            except WireError as error:
-                self._fail_keys(scoring, keys, batch, str(error), error.kind)
-                continue
-            if self.caching is not None:
-                self._remember(self.caching, keys, lines, batch)
+            self._read(scoring, keys, lines, [batch for batch, _ in asked], replies)
+            if caching is not None:
+                lines.remember(caching.cache, caching.key, found, wanted)
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:
             self._derive(matrix, derived)
@@ -108,26 +93,28 @@ class Feature:
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause, kind="INTERNAL")
 
-    def _look_up(
-        self, scoring: Scoring, keys: Keys
-    ) -> tuple[list[tuple[Rows, bytes]], list[tuple[int, bytes]]]:
-        """The keys that are to be fetched, in encoded batches; (line, record) of those that the cache has."""
-        if (rule := self.caching) is None:
-            return self._batches(scoring, keys, None), []
-        names = [rule.name(keys.parts(key)) for key in range(keys.count)]
-        found = rule.cache.get_many(names)
-        missing = [line for line, record in enumerate(found) if record is None]
-        hits = [(line, record) for line, record in enumerate(found) if record is not None]
-        return self._batches(scoring, keys, np.array(missing, np.int32)), hits
+    def _read(
+        self, scoring: Scoring, keys: Keys, lines: Lines, batches: Sequence[Rows], replies: Sequence[Reply]
+    ) -> None:
+        """Reads the answers into the lines of their keys; those of failed calls stay ABSENT and mark their rows."""
+        lines.expect(scoring.matrix.slot, sum(len(reply.body) for reply in replies if not reply.status))
+        for batch, reply in zip(batches, replies, strict=True):
+            if reply.status:
+                self._fail_keys(scoring, keys, batch, cause(reply), Status(reply.status).name)
+                continue
+            try:
+                lines.read(reply.body, batch, reference=self.reference)
+            except WireError as error:
+                self._fail_keys(scoring, keys, batch, str(error), error.kind)
 
-    def _batches(self, scoring: Scoring, keys: Keys, wanted: Rows | None) -> list[tuple[Rows, bytes]]:
-        """The wanted keys (None: all) in encoded batches; those that no query can carry mark their rows."""
+    def _batches(self, scoring: Scoring, keys: Keys, wanted: Rows) -> list[tuple[Rows, bytes]]:
+        """The wanted keys in encoded batches; those that no query can carry mark their rows."""
         size = self.batch_size
         try:
-            return keys.batches(size) if wanted is None else encoded_batches(keys, wanted, size)
+            return keys.batches(wanted, size)
         except WireError:
             good = []
-            for key in range(keys.count) if wanted is None else wanted.tolist():
+            for key in wanted.tolist():
                 bad = next((part for part in keys.parts(key) if not _is_text(part)), None)
                 if bad is None:
                     good.append(key)
@@ -135,11 +122,6 @@ class Feature:
                     reason = f"a key is not UTF-8: {bad!r}"
                     self._fail_keys(scoring, keys, np.array([key], np.int32), reason, "BAD_VALUE")
             return encoded_batches(keys, np.array(good, np.int32), size)
-
-    def _remember(self, rule: CacheRule, keys: Keys, lines: Lines, batch: Rows) -> None:
-        """Caches what was fetched; a key without a first value is asked for again next time."""
-        fetched = [line for line in batch.tolist() if lines.has_first(line)]
-        rule.cache.put_many(((rule.name(keys.parts(line)), lines.pack(line)) for line in fetched), rule.ttl)
 
     def _mark_gaps(self, scoring: Scoring, keys: Keys) -> None:
         """Rows with an empty key part are not sent upstream; they say why."""

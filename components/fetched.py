@@ -16,7 +16,8 @@ from components import kernels
 from components.onfs_wire import decode_rows
 from components.wire import WireError
 from dag.layout import BlockSpec
-from shared.shm_matrix import ABSENT, EMPTY, ODD, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
+from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
 
@@ -89,7 +90,7 @@ class FetchedLayout:
 class LinesShape:
     """Where the cells and states of so many lines lie in their arena."""
 
-    __slots__ = ("cells", "count", "size", "states", "states_at", "table")
+    __slots__ = ("cells", "count", "pieces", "size", "states", "states_at", "table")
 
     def __init__(self, layout: FetchedLayout, count: int) -> None:
         self.count = count
@@ -104,17 +105,20 @@ class LinesShape:
             columns = len(block.asked)
             self.states.append((at * count, (at + columns) * count, columns))
         self.states_at = self.states[0][0] if self.states else 0
+        runs = [(start, (stop - start) // max(count, 1)) for _, _, start, stop in self.cells]
+        runs += [(start, columns) for start, _, columns in self.states]
+        self.pieces = np.array([(start, size, size) for start, size in runs], np.int64).reshape(-1, 3)
 
 
 class Lines:
     """The lines of one request: unwritten (ABSENT) until an answer is read into them."""
 
-    __slots__ = ("_arena", "_blocks", "_heap", "_heap_at", "_layout", "_table", "_var")
+    __slots__ = ("_arena", "_blocks", "_heap", "_heap_at", "_heap_from", "_layout", "_shape", "_var")
 
     def __init__(self, layout: FetchedLayout, slot: Slot, count: int) -> None:
         shape = layout.shape(count)
         self._layout = layout
-        self._table = shape.table
+        self._shape = shape
         self._arena = arena = slot.allocate(shape.size)
         arena[shape.states_at :] = ABSENT
         self._blocks: list[tuple[int, CellBlock]] = []
@@ -129,14 +133,20 @@ class Lines:
             self._var = VarBlock(slot, count, columns)
             self._var.states = arena[first:last].reshape(count, columns)
         self._heap: Bytes = NO_HEAP
-        self._heap_at = 0
+        self._heap_from = self._heap_at = 0
 
     def expect(self, slot: Slot, size: int) -> None:
-        """Makes room for the variable values of answers of `size` bytes together."""
-        if self._var is not None:
-            heap, self._heap_at = slot.place(size)
-            self._var.heap = heap
-            self._heap = heap[: self._heap_at + size]
+        """Makes room for `size` more bytes of variable values, behind those that are there."""
+        if (var := self._var) is None or self._heap_at + size <= len(self._heap):
+            return
+        old, start, used = self._heap, self._heap_from, self._heap_at - self._heap_from
+        heap, at = slot.place(used + size)
+        if used:
+            heap[at : at + used] = old[start : start + used]
+            var.starts[...] = np.where(var.sizes > 0, var.starts + (at - start), 0)
+        var.heap = heap
+        self._heap = heap[: at + used + size]
+        self._heap_from, self._heap_at = at, at + used
 
     def read(self, body: bytes, lines: Rows, *, reference: bool) -> None:
         """Reads a Result with a row for each of `lines` (int32 [n]).
@@ -150,7 +160,7 @@ class Lines:
             at = kernels.read_result(
                 np.frombuffer(body, np.uint8),
                 lines,
-                self._table,
+                self._shape.table,
                 self._arena,
                 starts,
                 sizes,
@@ -193,42 +203,38 @@ class Lines:
         block.states[line, column] = VALUE if value else EMPTY
         self._heap_at = end
 
-    def has_first(self, line: int) -> bool:
-        """Whether the first feature asked for has a value, and all values fit: only then a line is cached."""
-        state = self._table[0, kernels.STATES] + line * self._table[0, kernels.STATE_STRIDE]
-        return bool(self._arena[state] == VALUE) and not any(
-            block.odd and (block.states[line] == ODD).any() for _, block in self._blocks
+    def look_up(self, cache: FeatureCache, key: CacheKey, slot: Slot, keys: Places) -> tuple[Found, int]:
+        """Writes the lines of the keys that the cache has.
+
+        Returns what `remember` wants for the others, and how many were found.
+        """
+        found, hits = cache.look_up(key, keys, self._cached())
+        while hits < 0:
+            self.expect(slot, -1 - hits)
+            found, hits = cache.look_up(key, keys, self._cached())
+        if hits and self._var is not None:
+            self._heap_at += int(self._var.sizes.sum())
+        return found, hits
+
+    def remember(self, cache: FeatureCache, key: CacheKey, found: Found, lines: Rows) -> None:
+        """Caches lines (int32 [n]) that were read. Only those whose first feature has a value are kept, and
+        none with an ODD cell.
+        """
+        cache.insert(key, found, lines, self._cached())
+
+    def _cached(self) -> CachedLines:
+        var, table = self._var, self._shape.table
+        return CachedLines(
+            self._shape.pieces,
+            len(self._blocks),
+            int(table[0, kernels.STATES]),
+            int(table[0, kernels.STATE_STRIDE]),
+            self._arena,
+            NO_STARTS if var is None else var.starts,
+            NO_SIZES if var is None else var.sizes,
+            self._heap,
+            self._heap_at,
         )
-
-    def pack(self, line: int) -> bytes:
-        """One line as bytes, for `unpack` of the same layout."""
-        parts = [block.cells[line].tobytes() for _, block in self._blocks]
-        parts += [block.states[line].tobytes() for _, block in self._blocks]
-        if (var := self._var) is not None:
-            parts += [var.states[line].tobytes(), var.sizes[line].tobytes()]
-            parts += var_values(var, line)
-        return b"".join(parts)
-
-    def unpack(self, line: int, record: bytes) -> None:
-        """Writes a line that `pack` made."""
-        data = np.frombuffer(record, np.uint8)
-        at = 0
-        for target in [
-            *(block.cells[line] for _, block in self._blocks),
-            *(block.states[line] for _, block in self._blocks),
-        ]:
-            target[...] = data[at : at + target.size].reshape(target.shape)
-            at += target.size
-        if (var := self._var) is None:
-            return
-        columns = var.states.shape[1]
-        var.states[line] = data[at : at + columns]
-        at += columns
-        var.sizes[line] = data[at : at + 4 * columns].view(np.int32)
-        values = data[at + 4 * columns :]
-        var.starts[line] = self._heap_at + np.concatenate(([0], np.cumsum(var.sizes[line, :-1])))
-        self._heap[self._heap_at : self._heap_at + len(values)] = values
-        self._heap_at += len(values)
 
     def hand_over(self, matrix: ShmMatrix, index: Rows) -> None:
         """Puts the blocks into the matrix; row r shows line index[r] (−1: none)."""
@@ -238,11 +244,3 @@ class Lines:
         if self._var is not None and self._layout.variable is not None:
             self._var.index = index
             matrix.blocks[self._layout.variable.number] = self._var
-
-
-def var_values(block: VarBlock, line: int) -> list[bytes]:
-    """The values of one line of a variable block."""
-    return [
-        block.heap[start : start + size].tobytes()
-        for start, size in zip(block.starts[line].tolist(), block.sizes[line].tolist(), strict=True)
-    ]

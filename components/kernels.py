@@ -30,6 +30,7 @@ __all__ = [
     "UNUSUAL",
     "ask_keys",
     "distinct_keys",
+    "encode_batches",
     "encode_compute_rows",
     "encode_keys",
     "read_result",
@@ -272,6 +273,27 @@ def encode_keys(heap: Any, starts: Any, sizes: Any, firsts: Any, begin: Any, end
     return at
 
 
+@_kernel(INT(U8, I64_2, I32_2, I32, INT, U8_OUT, types.int64[::1]))
+def encode_batches(heap: Any, starts: Any, sizes: Any, firsts: Any, batch: Any, out: Any, ends: Any) -> int:
+    """`encode_keys` of all keys in `firsts`, in batches of `batch` keys; returns how many batches there are.
+
+    ends[i]: where batch i ends in `out`.
+    """
+    at = 0
+    number = 0
+    for begin in range(0, firsts.shape[0], batch):
+        end = min(begin + batch, firsts.shape[0])
+        size = encode_keys(heap, starts, sizes, firsts, begin, end, out[at:])
+        if size < 0:
+            return size
+        if number >= ends.shape[0]:
+            return NO_ROOM
+        at += size
+        ends[number] = at
+        number += 1
+    return number
+
+
 @_kernel(INT(U8, I64_2, I32_2, INT, I32_OUT, I32_OUT, I32_OUT, U8_OUT, types.int64[::1]))
 def ask_keys(
     heap: Any,
@@ -295,15 +317,9 @@ def ask_keys(
     for row in range(starts.shape[1]):
         if index[row] < 0:
             gaps += 1
-    at = 0
-    for number, begin in enumerate(range(0, count, batch)):
-        size = encode_keys(heap, starts, sizes, firsts, begin, min(begin + batch, count), out[at:])
-        if size < 0:
-            return size
-        at += size
-        if number >= ends.shape[0] - 1:
-            return NO_ROOM
-        ends[number] = at
+    batches = encode_batches(heap, starts, sizes, firsts[:count], batch, out, ends[:-1])
+    if batches < 0:
+        return batches
     ends[-1] = gaps
     return count
 

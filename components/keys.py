@@ -13,6 +13,7 @@ from components.columns import text_of
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
 from components.wire import field_head
+from shared.feature_cache import Places
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
 __all__ = ["Keys", "distinct_keys", "encoded_batches", "key_texts"]
@@ -36,8 +37,12 @@ class Keys(Protocol):
         """The parts of one key."""
         ...
 
-    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
-        """All keys in batches of `size`: their numbers, and the `keys` entries of a Query for them.
+    def places(self) -> Places:
+        """All keys, by the places of their parts."""
+        ...
+
+    def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
+        """These keys (int32 [n]) in batches of `size`: their numbers, and the `keys` entries of a Query for them.
 
         Raises WireError for a key that is not UTF-8.
         """
@@ -48,19 +53,20 @@ class Keys(Protocol):
         ...
 
 
-def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int, *, reference: bool) -> Keys:
-    """The distinct keys of all rows over these text columns (external ids), to be asked for in batches."""
+def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int | None, *, reference: bool) -> Keys:
+    """The distinct keys of all rows over these text columns (external ids).
+
+    `batch`: all of them will be asked for, in batches of so many; None: that is not known yet.
+    """
     found = [key_texts(matrix, column) for column in columns]
     if all(column is None or column.constant for column in found):
         return _OneKey(matrix, found)
     heap, starts, sizes = _gathered(matrix.rows, found)
-    if not reference:
+    if not reference and batch is not None:
         asked = _AskedKeys.ask(heap, starts, sizes, batch)
         if asked is not None:
             return asked
-    index = np.empty(matrix.rows, np.int32)
-    first = np.empty(matrix.rows, np.int32)
-    return _ListedKeys(heap, starts, sizes, index, first, _distinct(heap, starts, sizes, index, first))
+    return _ListedKeys(heap, starts, sizes, reference=reference)
 
 
 def key_texts(matrix: ShmMatrix, column: int) -> TextColumn | None:
@@ -74,7 +80,7 @@ def key_texts(matrix: ShmMatrix, column: int) -> TextColumn | None:
 
 
 def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
-    """These keys (int32 [n]) in batches, as `Keys.batches`. Raises WireError likewise."""
+    """The reference of `Keys.batches`. Raises WireError likewise."""
     batches = [wanted[at : at + size] for at in range(0, len(wanted), size)]
     return [(batch, encode_keys(keys.parts(key) for key in batch.tolist())) for batch in batches]
 
@@ -82,9 +88,10 @@ def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, byt
 class _OneKey:
     """All rows have one key: no column of it varies."""
 
-    __slots__ = ("_parts", "count", "gaps", "index")
+    __slots__ = ("_columns", "_parts", "count", "gaps", "index")
 
     def __init__(self, matrix: ShmMatrix, columns: Sequence[TextColumn | None]) -> None:
+        self._columns = columns
         self._parts = tuple(b"" if column is None else column.first() for column in columns)
         self.gaps = not all(self._parts)
         self.count = 0 if self.gaps else 1
@@ -97,13 +104,17 @@ class _OneKey:
     def parts(self, key: int) -> tuple[bytes, ...]:
         return self._parts
 
-    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
-        if self.gaps:
+    def places(self) -> Places:
+        heap, starts, sizes = _gathered(1, self._columns)
+        return Places(heap, starts, sizes, _ZEROS[: self.count])
+
+    def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
+        if not len(wanted):
             return []
         if not all(part.isascii() for part in self._parts):
-            return [(counting(0, 1), encode_keys([self._parts]))]
+            return [(wanted, encode_keys([self._parts]))]
         cols = b"".join(field_head(KEYS_COLS, len(part)) + part for part in self._parts)
-        return [(counting(0, 1), field_head(QUERY_KEYS, len(cols)) + cols)]
+        return [(wanted, field_head(QUERY_KEYS, len(cols)) + cols)]
 
     def rows_without(self, part: int) -> Rows:
         return np.empty(0, np.int32) if self._parts[part] else np.arange(len(self.index), dtype=np.int32)
@@ -115,19 +126,22 @@ class _OneKey:
 class _ListedKeys:
     """Distinct keys by the place of their parts in a heap."""
 
-    __slots__ = ("_first", "_heap", "_sizes", "_starts", "count", "gaps", "index")
+    __slots__ = ("_first", "_heap", "_reference", "_sizes", "_starts", "count", "gaps", "index")
 
-    def __init__(
-        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, index: Rows, first: Rows, count: int
-    ) -> None:
-        """starts, sizes [parts, rows] of `heap`; first [≥ keys]: the first row of each key."""
-        self.count = count
-        self.index = index
-        self.gaps = bool((index < 0).any())
+    def __init__(self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, *, reference: bool) -> None:
+        """starts, sizes [parts, rows] of `heap`."""
+        rows = starts.shape[1]
+        self.index = index = np.empty(rows, np.int32)
+        self._first = first = np.empty(rows, np.int32)
+        if reference:
+            self.count = _distinct(heap, starts, sizes, index, first)
+        else:
+            self.count = kernels.distinct_keys(heap, starts, sizes, scratch.table(rows), index, first)
+        self.gaps = self.count < rows and bool((index < 0).any())
         self._heap = heap
         self._starts = starts
         self._sizes = sizes
-        self._first = first
+        self._reference = reference
 
     def parts(self, key: int) -> tuple[bytes, ...]:
         row = int(self._first[key])
@@ -136,8 +150,26 @@ class _ListedKeys:
             for start, size in zip(self._starts[:, row].tolist(), self._sizes[:, row].tolist(), strict=True)
         )
 
-    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
-        return encoded_batches(self, counting(0, self.count), size)
+    def places(self) -> Places:
+        return Places(self._heap, self._starts, self._sizes, self._first[: self.count])
+
+    def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
+        encoded = None if self._reference else self._encoded(wanted, size)
+        return encoded_batches(self, wanted, size) if encoded is None else encoded
+
+    def _encoded(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]] | None:
+        """`batches` by a kernel; None when a key needs the reference: it is not ASCII."""
+        firsts = self._first[wanted]
+        ends = np.empty(len(wanted) // size + 1, np.int64)
+        while True:
+            out = scratch.out
+            count = kernels.encode_batches(self._heap, self._starts, self._sizes, firsts, size, out, ends)
+            if count != kernels.NO_ROOM:
+                break
+            scratch.grow_out()
+        if count < 0:
+            return None
+        return _cut(out, ends, [wanted[at : at + size] for at in range(0, len(wanted), size)])
 
     def rows_without(self, part: int) -> Rows:
         return np.flatnonzero(self._sizes[part] == 0).astype(np.int32)
@@ -169,6 +201,7 @@ class _AskedKeys(_ListedKeys):
         self._starts = starts
         self._sizes = sizes
         self._first = first
+        self._reference = False
         self._batches = batches
 
     @classmethod
@@ -187,16 +220,22 @@ class _AskedKeys(_ListedKeys):
             scratch.grow_out()
         if count < 0:
             return None
-        batches = []
-        at = 0
-        for number, begin in enumerate(range(0, count, batch)):
-            end = int(ends[number])
-            batches.append((counting(begin, min(begin + batch, count)), out[at:end].tobytes()))
-            at = end
+        numbers = [counting(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
+        batches = _cut(out, ends, numbers)
         return cls(heap, starts, sizes, index, first, count, bool(ends[-1]), batches)
 
-    def batches(self, size: int) -> list[tuple[Rows, bytes]]:
+    def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         return self._batches
+
+
+def _cut(out: Bytes, ends: npt.NDArray[np.int64], numbers: Sequence[Rows]) -> list[tuple[Rows, bytes]]:
+    """The batches of keys that a kernel wrote one after the other, each with the numbers of its keys."""
+    batches = []
+    at = 0
+    for keys, end in zip(numbers, ends.tolist(), strict=False):
+        batches.append((keys, out[at:end].tobytes()))
+        at = end
+    return batches
 
 
 def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> tuple[Bytes, npt.NDArray[np.int64], Rows]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from components.cache import FeatureCache
 from components.compile import Bounds, CompileError, compile_plan
 from components.feature_init import initialize
 from dag.component import Endpoint, Pending, Reply, Scoring
@@ -25,6 +24,7 @@ from dag.plan import Plan
 from dag.topology import topology
 from frontdoor.services import METHODS
 from shared.board import Board
+from shared.feature_cache import FeatureCache, cache_segment
 from shared.shm_matrix import MatrixPool
 from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS, EXPRESSIONS, Text
@@ -163,7 +163,7 @@ class InProcess:
             board=self.board,
         )
         self._upstreams = _Methods(self, numerix=numerix)
-        self._cache = FeatureCache(MIB)
+        self._cache = FeatureCache(cache_segment(MIB))
         self._bounds = Bounds(
             onfs_timeout=2.0,
             onfs_batch=5,

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 
 import uvloop
 
-from components.cache import FeatureCache
 from components.compile import Bounds, CompileError, compile_plan
 from dag.config import decode
 from dag.executor import Executor
@@ -23,6 +22,7 @@ from dag.topology import TopologyCache
 from shared import logs, process
 from shared.board import Board
 from shared.config_link import ConfigLink
+from shared.feature_cache import FeatureCache, cache_segment
 from shared.frames import Hello, Readiness, State
 from shared.log_link import LogLink
 from shared.rundir import private_directory
@@ -90,7 +90,11 @@ class Worker:
             loop, run_dir / "config.sock", worker=settings.index, follower=self.follower
         )
         self._topologies = TopologyCache(settings.topology_cache_size, settings.topology_cache_ttl_s)
-        self._cache = FeatureCache(settings.feature_cache_bytes) if settings.feature_cache_bytes else None
+        self._cache = (
+            FeatureCache(cache_segment(settings.feature_cache_bytes))
+            if settings.feature_cache_bytes
+            else None
+        )
         self._bounds = Bounds(
             onfs_timeout=settings.onfs.deadline_ms / 1000,
             onfs_batch=settings.onfs.batch_size,

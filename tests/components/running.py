@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from components import compile as compiling
-from components.cache import FeatureCache
 from components.columns import byte_values, texts
 from components.compile import Bounds, compile_plan
 from components.feature_init import Brought, BroughtSlates, Column, initialize
@@ -25,6 +24,7 @@ from dag.plan import Plan
 from dag.topology import topology
 from shared.board import Board
 from shared.datatypes import DataType
+from shared.feature_cache import FeatureCache
 from shared.shm_matrix import MatrixPool, ShmMatrix, Slot
 
 __all__ = [

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.cache import FeatureCache
 from components.feature import cause
 from dag.plan import Plan
 from proto import onfs_pb2
 from shared.datatypes import DataType, data_type
+from shared.feature_cache import FeatureCache, cache_segment
 from shared.shm_matrix import Slot
 from tests.components.running import (
     Answer,
@@ -446,17 +446,17 @@ def test_causes_in_words(reply: Answer, text: str) -> None:
 
 class Clock:
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 1000.0  # seconds
 
-    def __call__(self) -> float:
-        return self.now
+    def __call__(self) -> int:
+        return int(self.now * 1e9)
 
 
 def cached(reference: bool, clock: Clock, **component_config: Any) -> Plan:
     request = groups(("real", "FP32", ["price"]), ("text", "String", ["title"]), ("vec", "FP32Vector", ["v"]))
     parts: dict[str, Any] = {"cache_enabled": True} | component_config
     part = fetch(fs_request=request, comp_cache_enabled=True, comp_cache_ttl=parts.pop("comp_cache_ttl", 30))
-    cache = FeatureCache(1 << 20, clock=clock)
+    cache = FeatureCache(cache_segment(1 << 20), clock=clock)
     return compiled(
         config_of(features=[part], **parts), cache=cache, onfs_batch=10, reference_codecs=reference
     )
@@ -542,7 +542,7 @@ def test_failed_answers_are_not_remembered(reference: bool) -> None:
 @pytest.mark.parametrize("switches", [(True, False), (False, True), (False, False)], ids=str)
 def test_both_switches_are_needed(switches: tuple[bool, bool]) -> None:
     whole, part = switches
-    cache = FeatureCache(1 << 20)
+    cache = FeatureCache(cache_segment(1 << 20))
     config = config_of(features=[fetch(comp_cache_enabled=part)], cache_enabled=whole)
     plan = compiled(config, cache=cache)
     for _ in range(2):
@@ -554,7 +554,7 @@ def test_both_switches_are_needed(switches: tuple[bool, bool]) -> None:
 
 
 def test_configs_versions_and_components_do_not_share_entries() -> None:
-    cache = FeatureCache(1 << 20)
+    cache = FeatureCache(cache_segment(1 << 20))
     asked = 0
     for name, version in (("catalog", 1), ("other", 1), ("catalog", 2), ("catalog", 0), ("catalog", 1)):
         config = config_of(
@@ -584,7 +584,7 @@ FIRST = groups(("a", "FP32", ["x"]), ("b", "FP32", ["y"]), ("a", "FP32", ["z"]))
 def test_a_config_that_asks_otherwise_does_not_read_old_entries(
     second: dict[str, Any], reference: bool
 ) -> None:
-    cache = FeatureCache(1 << 20)
+    cache = FeatureCache(cache_segment(1 << 20))
     for request in (FIRST, second):
         part = fetch(fs_request=request, comp_cache_enabled=True)
         plan = compiled(
@@ -598,7 +598,7 @@ def test_a_config_that_asks_otherwise_does_not_read_old_entries(
 
 
 def test_keys_that_read_alike_when_joined_are_not_taken_for_each_other(reference: bool) -> None:
-    cache = FeatureCache(1 << 20)
+    cache = FeatureCache(cache_segment(1 << 20))
     config = config_of(features=[PAIR | {"comp_cache_enabled": True}], cache_enabled=True)
     plan = compiled(config, cache=cache, reference_codecs=reference)
     for user, catalog in (("a|b", "c"), ("a", "b|c")):
@@ -675,7 +675,7 @@ def test_kernels_and_reference_fetch_alike(
 
     outcomes = []
     for reference in (False, True):
-        cache = FeatureCache(1 << 20, clock=Clock())
+        cache = FeatureCache(cache_segment(1 << 20), clock=Clock())
         plan = compiled(config, cache=cache, onfs_batch=batch, reference_codecs=reference)
         for _ in range(2):  # the second time out of the cache
             store = Store(value, bad=broken)

@@ -1,0 +1,247 @@
+"""The feature cache: lines of fetched values in shared memory, for all workers of the pod at once.
+
+Who owns what: one memfd for the pod. The config sidecar makes it and hands it to every worker; a worker without
+one makes its own. Everybody reads and writes it at any moment, without locks; see `shared.cache_kernels` for
+the layout and for why that is safe. Nobody frees anything: the kernel does, with the last process.
+
+A `FeatureCache` is what one process has of it, with the counts of that process. It may be used from several
+threads at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import cache_kernels as kernels
+from shared.segments import Bytes, Segment
+
+__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "NotACacheError", "Places", "cache_segment"]
+
+Words = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int32]
+Found = npt.NDArray[np.uint64]
+"""[keys, 3]: the digest of each key, and 1 when its line was found, else 0."""
+
+MAGIC = int.from_bytes(b"inferfc1", "little")  # ends with the version of the layout
+SMALLEST = 4096  # bytes that hold a head, a set and a small record
+LONGEST = 365 * 86400.0  # seconds that a record lives at most: what its header has bits for
+
+
+class NotACacheError(ValueError):
+    """Memory that is no feature cache of this version."""
+
+
+def cache_segment(size: int) -> Segment:
+    """New memory for a feature cache of `size` bytes (at least 4096). Raises OSError when it is not to be had."""
+    segment = Segment("inferflow-features", max(size, SMALLEST))
+    words = _words(segment)
+    words[kernels.HEAD_AT] = _span(words)  # the log has gone round once: place 0 is that of no record
+    words[0] = MAGIC
+    return segment
+
+
+def _words(segment: Segment) -> Words:
+    return segment.bytes[: segment.size & -8].view(np.uint64)
+
+
+def _span(words: Words) -> int:
+    """Words of the log."""
+    return len(words) - kernels.HEADER_WORDS - kernels.SET_WORDS * kernels.sets_of(len(words))
+
+
+class CacheKey:
+    """What the keys of one component's rows are told apart by from all others, and how long they are kept.
+
+    The name of a row is these 16 bytes and, for each part of its key, u32 length and bytes; its digest is the
+    MurmurHash3_x64_128 of that.
+    """
+
+    __slots__ = ("high", "low", "prefix", "ttl")
+
+    def __init__(self, prefix: bytes, ttl: float) -> None:
+        """`prefix`: 16 bytes, a digest of config, version, component and what is asked for; ttl in seconds."""
+        if len(prefix) != 16:
+            raise ValueError(f"the prefix of a cache key has {len(prefix)} bytes, must be 16")
+        self.prefix = prefix
+        self.low = int.from_bytes(prefix[:8], "little")
+        self.high = int.from_bytes(prefix[8:], "little")
+        self.ttl = min(ttl, LONGEST)
+
+    def __repr__(self) -> str:
+        return f"<CacheKey {self.prefix.hex()} ttl={self.ttl:g} s>"
+
+
+class Places(NamedTuple):
+    """The distinct keys of a request: their parts by place. The parts of key k are those of row firsts[k]."""
+
+    heap: Bytes
+    starts: npt.NDArray[np.int64]
+    """[parts, rows]"""
+    sizes: Rows
+    """[parts, rows]"""
+    firsts: Rows
+    """[keys]"""
+
+
+class CachedLines(NamedTuple):
+    """Where the lines of a request are, one a key; see `cache_kernels.look_up`."""
+
+    pieces: npt.NDArray[np.int64]
+    """[n, 3]: base, stride and size of each run of cells or states of a line in `arena`."""
+    states: int
+    """The number of the first piece that holds states."""
+    first_at: int
+    first_stride: int
+    """The state of line l's first value stands at first_at + l × first_stride in `arena`."""
+    arena: Bytes
+    starts: npt.NDArray[np.int64]
+    sizes: Rows
+    """[lines, columns]: the places of the variable values; [0, 0] when there are none."""
+    heap: Bytes
+    heap_at: int
+
+
+class FeatureCache:
+    """One process's view of the pod's feature cache, and what this process did with it.
+
+    `counts` holds `hits` and `misses` (keys), the misses because an entry was too old (`expired`) or was being
+    overwritten (`torn`), `inserts`, `evictions` (entries that were displaced or overwritten before their time,
+    counted by whoever found out), `renewals` (entries moved to the front because they were used again) and
+    `too_large` (entries that take more than an eighth of the cache, and are not kept).
+    """
+
+    def __init__(
+        self, segment: Segment | None = None, *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        """`clock` in ns, the same for all processes. Without a segment nothing is kept until `use`."""
+        self.counts: Words = np.zeros(kernels.COUNTERS, np.uint64)
+        self.segment: Segment | None = None
+        self._words: Words | None = None
+        self._clock = clock
+        if segment is not None:
+            self.use(segment)
+
+    def use(self, segment: Segment) -> None:
+        """From now on uses this memory. Raises NotACacheError; then everything is as it was."""
+        words = _words(segment)
+        if len(words) * 8 < SMALLEST or words[0] != MAGIC:
+            raise NotACacheError(f"{segment!r} is no feature cache of this version")
+        self.segment = segment
+        self._words = words
+
+    def look_up(self, key: CacheKey, keys: Places, lines: CachedLines) -> tuple[Found, int]:
+        """Writes the lines that are there. Returns what `insert` wants for the others, and how many were there.
+
+        With a negative number nothing was written: −1 − bytes that the heap must have behind heap_at. Lines that
+        were not found are untouched. The variable values of the others stand together behind heap_at.
+        """
+        found = np.empty((len(keys.firsts), 3), np.uint64)
+        words = self._words
+        if words is None:
+            found[:, 2] = 0
+            return found, 0
+        hits = kernels.look_up(
+            words,
+            key.low,
+            key.high,
+            self._clock() // 1_000_000,
+            keys.heap,
+            keys.starts,
+            keys.sizes,
+            keys.firsts,
+            found,
+            lines.pieces,
+            lines.arena,
+            lines.starts,
+            lines.sizes,
+            lines.heap,
+            lines.heap_at,
+            self.counts,
+        )
+        return found, hits
+
+    def insert(self, key: CacheKey, found: Found, wanted: Rows, lines: CachedLines) -> None:
+        """Keeps the lines of these keys (int32 [n]) for their time, those whose first value is there.
+
+        `found` is what `look_up` returned. Lines with a value of the wrong length are not kept.
+        """
+        words = self._words
+        if words is None:
+            return
+        now = self._clock() // 1_000_000
+        kernels.insert(
+            words,
+            now,
+            now + int(key.ttl * 1000),
+            wanted,
+            found,
+            lines.pieces,
+            lines.states,
+            lines.first_at,
+            lines.first_stride,
+            lines.arena,
+            lines.starts,
+            lines.sizes,
+            lines.heap,
+            self.counts,
+        )
+
+    # --- for people
+
+    @property
+    def size(self) -> int:
+        """Bytes of the cache; 0 while there is none."""
+        return self.segment.size if self.segment is not None else 0
+
+    @property
+    def used(self) -> int:
+        """Bytes of the log that hold records, living or not."""
+        if self._words is None:
+            return 0
+        span = _span(self._words)
+        return 8 * min(int(self._words[kernels.HEAD_AT]) - span, span)
+
+    @property
+    def hits(self) -> int:
+        return int(self.counts[kernels.HITS])
+
+    @property
+    def misses(self) -> int:
+        return int(self.counts[kernels.MISSES])
+
+    @property
+    def expired(self) -> int:
+        return int(self.counts[kernels.EXPIRED])
+
+    @property
+    def torn(self) -> int:
+        return int(self.counts[kernels.TORN])
+
+    @property
+    def inserts(self) -> int:
+        return int(self.counts[kernels.INSERTED])
+
+    @property
+    def evictions(self) -> int:
+        return int(self.counts[kernels.EVICTED])
+
+    @property
+    def renewals(self) -> int:
+        return int(self.counts[kernels.RENEWED])
+
+    @property
+    def too_large(self) -> int:
+        return int(self.counts[kernels.TOO_LARGE])
+
+    def __repr__(self) -> str:
+        if self._words is None:
+            return "<FeatureCache no memory yet>"
+        return (
+            f"<FeatureCache {self.used} of {self.size} bytes used, here {self.hits} hits, {self.misses} misses, "
+            f"{self.inserts} inserts, {self.evictions} evictions>"
+        )
