@@ -75,7 +75,7 @@ class Feature:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
         wanted = counting(0, keys.count)
-        if caching is not None:
+        if caching is not None and keys.count:
             found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
             if hits:
                 wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
