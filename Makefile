@@ -50,6 +50,7 @@ demo-up: $(SETUP_DEMO)
 # What tests start besides Python; what is installed already is not fetched.
 tools:
 	tests/get_etcd.sh
+	PYTHON=$(PYTHON) tests/get_log_reader.sh
 
 # Tests run what is deployed, the compiled modules, wherever there is a compiler; test-fast what it finds.
 test: setup tools $(if $(shell command -v cc),build)

@@ -115,7 +115,7 @@ class Batch:
             step = 0 if text.constant else 1
             self._check(kernels.size_texts(text.sizes, step, self.first, logged, self.sizes))
         found = np.empty((UNFIT_NAMED, 3), np.int32)
-        count = kernels.spoil(self.sizes, self.schema.limits, found)
+        count = kernels.spoil(self.sizes, self.schema.limits, self.schema.units, found)
         self.unfit += count
         self._unfit += [(row, column, size) for row, column, size in found[:count].tolist()]
 

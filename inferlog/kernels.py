@@ -163,20 +163,21 @@ def size_texts(text_sizes: Any, step: Any, first: Any, logged: Any, sizes: Any) 
     return 0
 
 
-@_kernel(INT(I32_2_OUT, I32, I32_2_OUT))
-def spoil(sizes: Any, limits: Any, unfit: Any) -> int:
-    """Takes out what is longer than its column's limit; returns how many cells that were.
+@_kernel(INT(I32_2_OUT, I32, I32, I32_2_OUT))
+def spoil(sizes: Any, limits: Any, units: Any, unfit: Any) -> int:
+    """Takes out what is longer than its column's limit, or no multiple of its unit; returns how many cells.
 
     They are ABSENT afterwards; the first of them stand in `unfit` [n, 3]: row, column, size.
     """
     found = 0
     for row in range(sizes.shape[0]):
         for column in range(sizes.shape[1]):
-            if sizes[row, column] > limits[column]:
+            size = sizes[row, column]
+            if size > 0 and (size > limits[column] or (units[column] > 1 and size % units[column])):
                 if found < unfit.shape[0]:
                     unfit[found, 0] = row
                     unfit[found, 1] = column
-                    unfit[found, 2] = sizes[row, column]
+                    unfit[found, 2] = size
                 sizes[row, column] = ABSENT
                 found += 1
     return found

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dag.columns import fetched, id_column, layouts
+from dag.columns import computed_type, fetched, id_column, layouts, scores
 from dag.config import ModelConfig
 from dag.layout import Layout, Source
 from shared.datatypes import DataType, data_type
@@ -27,6 +27,7 @@ FORMAT_KEY: Final = "v2loggingtype"  # as `_key` has it: v2-logging-type, v2Logg
 COMPRESSION_KEY: Final = "compressionenabled"
 FILLER: Final = len("0.0")
 LONGEST: Final = 65_535  # bytes of a value whose length takes two bytes
+TEXT: Final = ("String", DataType.STRING)
 DEFAULT_BATCH: Final = 500  # rows a message when the config says 0
 
 Numbers = npt.NDArray[np.int32]
@@ -46,10 +47,7 @@ class LogColumn:
 
     name: str
     written_type: str
-
-    @property
-    def data_type(self) -> DataType:
-        return data_type(self.written_type)
+    data_type: DataType
 
     @property
     def width(self) -> int:
@@ -153,6 +151,11 @@ class LogSchema:
         return np.array([FILLER if column.is_text else 0 for column in self.columns], np.int32)
 
     @functools.cached_property
+    def units(self) -> Numbers:
+        """Bytes an element of each vector column, int32 [columns]; 0 where any length is right."""
+        return np.array([0 if column.width else column.data_type.size for column in self.columns], np.int32)
+
+    @functools.cached_property
     def limits(self) -> Numbers:
         """The longest value of each column that the format can hold, int32 [columns]."""
         by_rows = self.format is Format.PROTO
@@ -187,34 +190,38 @@ def _columns(config: ModelConfig) -> Iterator[LogColumn]:
     types = _types(config)
     names = config.response_config.features if config.response_config.log_features else types
     for name in names:
-        yield LogColumn(name, types.get(name, "String"))
+        yield types.get(name) or LogColumn(name, *TEXT)
 
 
-def _types(config: ModelConfig) -> dict[str, str]:
-    """Column → written type, in log order: fetched, computed, scored, then what else computes and models read."""
+def _types(config: ModelConfig) -> dict[str, LogColumn]:
+    """The columns by name, in log order: fetched, computed, scored, then what else computes and models read."""
     parts = config.component_config
-    types: dict[str, str] = {}
+    columns: dict[str, LogColumn] = {}
+
+    def add(name: str, written: str, kind: DataType) -> None:
+        columns.setdefault(name, LogColumn(name, written, kind))
+
     for fetch in parts.feature_components:
         for one in fetched(fetch):
-            types.setdefault(one.name, one.written_type)
+            add(one.name, one.written_type, one.data_type)
     for compute in parts.numerix_components:
-        types.setdefault(compute.score_col, compute.data_type or "FP32")
+        add(compute.score_col, compute.data_type or "FP32", computed_type(compute))
     for model in parts.predator_components:
-        for output in model.outputs:
-            for name, dims in zip(output.model_scores, output.model_scores_dims, strict=True):
-                types.setdefault(name, _score_type(output.data_type, vector=dims != [1]))
+        for output, typed in zip(model.outputs, scores(model), strict=True):
+            for name, kind, _ in typed:
+                add(name, _score_type(output.data_type, kind), kind)
     for compute in parts.numerix_components:
         for name in compute.score_mapping.values():
-            types.setdefault(name, "String")
+            add(name, *TEXT)
     for name in itertools.chain.from_iterable(
         part.features for model in parts.predator_components for part in model.inputs
     ):
-        types.setdefault(name, "String")
-    return types
+        add(name, *TEXT)
+    return columns
 
 
-def _score_type(written: str, *, vector: bool) -> str:
-    """The type of a score whose elements the config calls this."""
-    kind = data_type(written)
-    element = kind.element.label if kind.is_vector else written
-    return f"{element}Vector" if vector else element
+def _score_type(written: str, kind: DataType) -> str:
+    """The type of a score as readers are told it, of an output whose elements the config calls `written`."""
+    if not kind.is_vector:
+        return written
+    return written if data_type(written).is_vector else f"{written}Vector"
