@@ -142,7 +142,7 @@ def test_retrieve_calls_are_logged_as_answered(service: InProcess, written: str,
     count = 0
     for case, scored in served(service, "/Inferflow/"):
         answer = inferflow_pb2.InferflowResponseProto.FromString(
-            responses.retrieve(scored.plan, scored.scoring, model_schema=False)
+            responses.retrieve(scored.plan, scored.scoring, model_schema=False, reference=False)
         )
         names, *rows = (list(one.data) for one in answer.component_data)
         found = logged(case, scored, written, compress=compress)["rows"]
