@@ -151,7 +151,7 @@ class Pod:
             active = status["active"] or 0
             if active > after and versions == {active} and len(status["workers"]) == self._workers:
                 return int(active)
-            time.sleep(0.002)
+            time.sleep(0.01)  # each look costs the sidecar CPU, too
         raise SystemExit(f"not active in {PATIENCE:g} s: {status}")
 
     def put(self, name: str, text: bytes) -> None:

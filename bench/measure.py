@@ -14,7 +14,20 @@ from bench.expected import check
 from bench.load import Load, Loader, Pattern
 from bench.subjects import Subject
 
-__all__ = ["BUSY", "SINGLE", "Job", "Measured", "Plan", "Sample", "ask", "job", "ratio", "take_turns"]
+__all__ = [
+    "BUSY",
+    "SINGLE",
+    "Job",
+    "Measured",
+    "Plan",
+    "Sample",
+    "ask",
+    "job",
+    "ratio",
+    "requests_in",
+    "sample",
+    "take_turns",
+]
 
 BUSY = Pattern(4, 4)
 SINGLE = Pattern(1, 1)
@@ -93,18 +106,18 @@ def job(subject: Subject, case: Case, targets: int) -> Job:
 
 def take_turns(loader: Loader, jobs: Mapping[str, Job], pattern: Pattern, plan: Plan) -> dict[str, Measured]:
     """Measures these jobs in rounds, each time in another order. Raises LoadError."""
-    requests = {name: _requests(loader, own, pattern, plan.seconds) for name, own in jobs.items()}
+    requests = {name: requests_in(loader, own, pattern, plan.seconds) for name, own in jobs.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in jobs}
     order = list(jobs)
     for _ in range(plan.rounds):
         for name in order:
-            samples[name].append(_sample(loader, jobs[name], pattern, requests[name]))
+            samples[name].append(sample(loader, jobs[name], pattern, requests[name]))
         order.append(order.pop(0))
     return {name: Measured(taken) for name, taken in samples.items()}
 
 
-def _requests(loader: Loader, own: Job, pattern: Pattern, seconds: float) -> int:
-    """How many requests take about so many seconds."""
+def requests_in(loader: Loader, own: Job, pattern: Pattern, seconds: float) -> int:
+    """How many requests take about so many seconds. Raises LoadError."""
     _load(loader, own, pattern, _WARM_UP)
     rate = _load(loader, own, pattern, _WARM_UP).per_second
     return max(int(rate * seconds), _LEAST)
@@ -114,7 +127,8 @@ def _load(loader: Loader, own: Job, pattern: Pattern, requests: int) -> Load:
     return loader.run(own.subject.port, own.case.method, own.message, pattern, requests, own.answer_bytes)
 
 
-def _sample(loader: Loader, own: Job, pattern: Pattern, requests: int) -> Sample:
+def sample(loader: Loader, own: Job, pattern: Pattern, requests: int) -> Sample:
+    """One load of a server. Raises LoadError."""
     before = own.subject.cpu()
     load = _load(loader, own, pattern, requests)
     after = own.subject.cpu()

@@ -49,6 +49,7 @@ class Subject:
     name: str
     port: int
     processes: Mapping[int, str]
+    admin_port: int = 0  # 0: it has none
 
     def cpu(self) -> dict[str, float]:
         """Seconds of CPU, user and system, that its processes have used so far, by part.
@@ -171,7 +172,8 @@ class Sitting:
         env = self._service_environment(f"s{threads}", port, INFERFLOW_EXECUTOR_THREADS=str(threads))
         supervisor = self._start("cli.up", env=env)
         supervisor.wait(lambda: _not_ready(port), READY_SECONDS)
-        return Subject(name, port, {supervisor.pid: "rest"} | _parts_of_pod(supervisor.pid))
+        processes = {supervisor.pid: "rest"} | _parts_of_pod(supervisor.pid)
+        return Subject(name, port, processes, int(env["INFERFLOW_ADMIN_PORT"]))
 
     def peer(self, config: str) -> Subject:
         """The naive peer with one of the perf configs. Raises StartError."""
