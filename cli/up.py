@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shared import native
+from shared.board_file import remove_boards
 from shared.rundir import RunDirError, private_directory
 from shared.settings import Settings, SettingsError, misspelt
 
@@ -59,7 +60,7 @@ def main() -> NoReturn:
     try:
         native.check()
         settings = Settings.from_env(os.environ)
-        private_directory(settings.run_dir)
+        remove_boards(private_directory(settings.run_dir))
         settings.state_dir.mkdir(parents=True, exist_ok=True)
     except (native.StaleError, SettingsError, RunDirError, OSError) as error:
         print(error, file=sys.stderr)

@@ -55,6 +55,7 @@ __all__ = [
     "Dispatcher",
     "Refuse",
     "Send",
+    "WorkerLoad",
 ]
 
 MAX_LOSSES = 2
@@ -126,6 +127,14 @@ class Counts:
     """Requests answered UNAVAILABLE."""
     stray_answers: int = 0
     """Answers to requests that were not at that worker any more: mostly cancelled ones."""
+
+
+class WorkerLoad(NamedTuple):
+    """What a worker does now: its number (the word after "worker" in its name), what it says, what it has."""
+
+    name: str
+    state: str
+    in_flight: int
 
 
 # ---------------------------------------------------------------- records
@@ -223,6 +232,13 @@ class Dispatcher:
         """The highest active config version among ready workers; None when no worker is ready with one."""
         versions = [worker.version for worker in self._workers.values() if worker.readiness is _READY]
         return max(versions, default=0) or None
+
+    def workers(self) -> list[WorkerLoad]:
+        """What each connected worker does."""
+        return [
+            WorkerLoad(_short(worker.name), worker.readiness.name.lower(), len(worker.requests))
+            for worker in self._workers.values()
+        ]
 
     def unready_reason(self) -> str:
         """Why no worker is ready, for people: what each worker says of itself."""
@@ -459,6 +475,11 @@ class Dispatcher:
                 worker is not None and of_worker == worker
             ):
                 yield f"{event} (request {of_request}, worker {of_worker})"
+
+
+def _short(name: str) -> str:
+    """worker-3, of `worker 3 (process 4711)`: a label that a restart does not change."""
+    return name.partition(" (")[0].replace(" ", "-")
 
 
 def _state_text(worker: _Worker) -> str:

@@ -14,9 +14,11 @@ from time import monotonic
 
 from frontdoor.dispatcher import Action, CancelAt, Deliver, Dispatcher, Send
 from frontdoor.links import WorkerLink
+from frontdoor.meters import CallMeters
 from rpc.server import Handler, ServerCall
 from rpc.status import Status
 from rpc.timers import Expiring, Timers
+from shared.board import Board
 from shared.frames import (
     NO_METADATA,
     Answer,
@@ -39,10 +41,11 @@ _WATCH_SECONDS = 1.0
 class _Pending:
     """One call between its arrival and its answer."""
 
-    __slots__ = ("_bucket", "_door", "call", "deadline", "id", "metadata", "method")
+    __slots__ = ("_bucket", "_door", "began", "call", "deadline", "id", "metadata", "method")
 
     def __init__(self, door: FrontDoor, number: int, call: ServerCall, method: int, metadata: bytes) -> None:
         self._door = door
+        self.began = monotonic()
         self.id = number
         self.call = call
         self.method = method
@@ -61,8 +64,9 @@ class _Pending:
     def expire(self) -> None:
         self._door.expired(self)
 
-    def finish(self) -> ServerCall:
-        """It is to be answered now: nothing else may come for it."""
+    def finish(self, status: Status) -> ServerCall:
+        """It is to be answered now, with this status: nothing else may come for it."""
+        self._door.meters.ended(self.method, status, (monotonic() - self.began) * 1e3)
         if self._bucket is not None:
             self._bucket.discard(self)
         self.call.on_cancel = None
@@ -75,7 +79,8 @@ class FrontDoor:
     `handlers` are for the rpc server, `link` makes the protocol of a worker's connection.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, board: Board) -> None:
+        self.meters = CallMeters(board)
         self.on_readiness: Callable[[], None] = _nothing
         """Called whenever a worker's state may have changed what this door can serve."""
         self.loop = loop
@@ -123,6 +128,7 @@ class FrontDoor:
         try:
             metadata = encode_metadata(call.metadata) if call.metadata else NO_METADATA
         except FrameError as error:
+            self.meters.ended(method, Status.INVALID_ARGUMENT, 0.0)
             call.fail(Status.INVALID_ARGUMENT, str(error))
             return
         number = self._next_request = self._next_request + 1
@@ -136,7 +142,8 @@ class FrontDoor:
     def cancelled(self, pending: _Pending) -> None:
         """The client has gone, or rpc has answered that its deadline has passed."""
         del self._requests[pending.id]
-        pending.finish()
+        is_late = monotonic() >= pending.deadline
+        pending.finish(Status.DEADLINE_EXCEEDED if is_late else Status.CANCELLED)
         self._perform(self.dispatcher.cancelled(pending.id))
 
     def expired(self, pending: _Pending) -> None:
@@ -192,11 +199,11 @@ class FrontDoor:
                 self._send(self._requests[action.request], self._links[action.worker])
             elif isinstance(action, Deliver):
                 assert answer is not None, "only an answer is delivered"
-                _deliver(self._requests.pop(action.request).finish(), answer)
+                _deliver(self._requests.pop(action.request).finish(Status(answer.status)), answer)
             elif isinstance(action, CancelAt):
                 self._links[action.worker].write(Cancel(action.request).encode())
             else:
-                call = self._requests.pop(action.request).finish()
+                call = self._requests.pop(action.request).finish(action.status)
                 call.fail(action.status, action.message)
 
     def _send(self, pending: _Pending, link: WorkerLink) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 import uvloop
 
 from frontdoor.door import FrontDoor
+from frontdoor.meters import gather
 from frontdoor.readiness import Readiness
 from frontdoor.services import FILES, METHODS, SERVICES
 from frontdoor.streams import Streams
@@ -29,6 +30,8 @@ from rpc.reflection import Reflection
 from rpc.server import Limits, Server
 from rpc.tls import server_context
 from shared import logs, process
+from shared.board import Board
+from shared.publishing import Publisher
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.settings import Settings, SettingsError
 
@@ -46,7 +49,8 @@ class StartError(RuntimeError):
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain. Raises StartError or RunDirError when it cannot start."""
     loop = asyncio.get_running_loop()
-    door = FrontDoor(loop, settings)
+    board = Board(f"frontdoor-{settings.index}")
+    door = FrontDoor(loop, settings, board)
     health = Health()
     readiness = Readiness(door, health, SERVICES, settings.run_dir)
     streams = Streams({**health.stream_handlers, **Reflection((*FILES, HEALTH_FILE)).stream_handlers})
@@ -57,11 +61,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         limits=Limits(message_bytes=settings.max_request_bytes),
         tls=_tls(settings),
     )
+    board.before_publishing(lambda: gather(board, door.dispatcher, server))
     claim = _claim_port(settings)
     listener = UnixListener(private_directory(settings.run_dir) / f"door-{settings.index}.sock")
     try:
         workers = await loop.create_unix_server(door.link, sock=listener.socket)
         await _listen(server, settings)
+        publisher = Publisher(loop, board, settings)
+        publisher.start()
         process.settle()
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         await stop.wait()
@@ -71,6 +78,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await server.drain(settings.drain_s)
         workers.close()
         door.close()
+        publisher.close()
     finally:
         listener.socket.close()
         listener.remove()

@@ -329,6 +329,17 @@ class Channel:
         else:
             self._send(call)
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a connection or a free stream."""
+        return len(self._queue)
+
+    def states(self) -> dict[str, int]:
+        """Connections to all addresses by state: ready, draining, connecting; addresses that cannot be reached."""
+        states = [endpoint.states() for endpoint in (*self._endpoints.values(), *self._leaving)]
+        totals = map(sum, zip(*states, strict=True)) if states else (0, 0, 0, 0)
+        return dict(zip(("ready", "draining", "connecting", "failed"), totals, strict=True))
+
     # -- the end -------------------------------------------------------------------------------------------
 
     async def close(self, grace: float = 0.0) -> None:

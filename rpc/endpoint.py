@@ -233,6 +233,12 @@ class Endpoint:
         for task in self._attempts:
             task.cancel()
 
+    def states(self) -> tuple[int, int, int, int]:
+        """(ready connections, draining ones, attempts to connect, 1 if it cannot be reached)."""
+        ready = len(self.ready)
+        failed = int(not ready and self.failures > 0)
+        return ready, len(self.connections) - ready, len(self._attempts), failed
+
     @property
     def problem(self) -> str:
         """Why there is no connection, for people."""

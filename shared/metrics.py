@@ -421,9 +421,15 @@ PROCESS_START: Final = _gauge(
 )
 PROCESS_RESTARTS: Final = _counter(
     "inferflow_process_restarts_total",
-    ALL,
+    "config",
+    "program",
+    "How often a process of the pod has ended though nobody had asked it to, by its name in supervisord.conf.",
+)
+CRASH_LOOPS: Final = _gauge(
+    "inferflow_crash_loops",
+    "config",
     "",
-    "Starts of this process after one that did not end in order: it grows while a process crashes again and again.",
+    "Processes of the pod that end again and again (see docs/operating.md).",
 )
 PROCESS_CPU: Final = _counter(
     "inferflow_process_cpu_seconds_total", ALL, "", "CPU time of the process.", unit="s"

@@ -17,7 +17,7 @@ three ways:
   `Accept: application/openmetrics-text` the histograms have exemplars with the ids of traces.
 - **DogStatsD**: each process sends to `TELEGRAF_HOST`:`TELEGRAF_PORT` (or `INFERFLOW_STATSD_SOCKET`), with the
   tags `env` and `service`. Counters are exact: what was added since the last time is sent about once a second. Of
-  timings at most 64 a second and series are sent, of those the share METRIC_SAMPLING_RATE, each with the rate that
+  timings at most 8 a second and series are sent, of those the share METRIC_SAMPLING_RATE, each with the rate that
   makes the agent's counts right. Gauges also have the tag `process`.
 - **On the pod**: `inferflow status`, `inferflow top`.
 

@@ -550,10 +550,20 @@ class StatsdSettings:
 
     host: str = field(default="", metadata=env("TELEGRAF_HOST", TEXT, "Empty: no metrics are sent."))
     port: int = field(default=8125, metadata=env("TELEGRAF_PORT", PORT, "UDP port."))
+    socket: Path | None = field(
+        default=None,
+        metadata=env(
+            "INFERFLOW_STATSD_SOCKET",
+            OPTIONAL_PATH,
+            "Unix socket of the agent, instead of TELEGRAF_HOST and TELEGRAF_PORT.",
+        ),
+    )
     sample_rate: float = field(
         default=1.0,
         metadata=env(
-            "METRIC_SAMPLING_RATE", _decimal(0, 1), "Share of the values that are sent; 0 sends none."
+            "METRIC_SAMPLING_RATE",
+            _decimal(0, 1),
+            "Share of timings that are sent; 0 sends none. Counters are exact.",
         ),
     )
 

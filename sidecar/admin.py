@@ -2,6 +2,7 @@
 
 | request | does |
 |---|---|
+| GET /metrics | what all processes of the pod have counted, for Prometheus |
 | GET /status | versions of the pod and of each worker |
 | GET /config | every key: state, version, since when, what is wrong with the newest |
 | GET /config/show, /config/history ?key= | one key |
@@ -20,12 +21,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import h11
 import orjson
 
+from sidecar.exposition import Page, page
 from sidecar.source import MAX_DOCUMENT_BYTES
 from sidecar.steering import Steering, SteeringError
 
@@ -44,6 +47,7 @@ class _Request(NamedTuple):
     path: str
     query: Mapping[str, str]
     body: bytes
+    accept: str
 
 
 class _Refused(Exception):
@@ -60,10 +64,12 @@ _Action = Callable[[Steering, _Request], Awaitable[dict[str, Any]]]
 class Admin:
     """The listener. Belongs to the loop's thread."""
 
-    def __init__(self, steering: Steering) -> None:
+    def __init__(self, steering: Steering, run_dir: Path) -> None:
+        """`run_dir`: where the processes of the pod publish what they count."""
         self.port = 0
         """Where it listens; 0: it does not."""
         self._steering = steering
+        self._run_dir = run_dir
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -130,7 +136,10 @@ class Admin:
                 return
             machine.start_next_cycle()
 
-    async def _answer(self, request: _Request) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, request: _Request) -> tuple[int, dict[str, Any] | Page]:
+        if (request.method, request.path) == ("GET", "/metrics"):
+            # On a thread: thousands of series are some 100 ms of work.
+            return 200, await asyncio.to_thread(page, self._run_dir, request.accept)
         action = ROUTES.get((request.method, request.path))
         if action is None:
             known = [method for method, path in ROUTES if path == request.path]
@@ -176,14 +185,20 @@ async def _read(machine: h11.Connection, reader: asyncio.StreamReader) -> _Reque
                 assert head is not None  # h11 gives events in their order
                 path, _, query = head.target.decode("latin-1").partition("?")
                 pairs = dict(parse_qsl(query, keep_blank_values=True))
-                return _Request(head.method.decode("latin-1"), path, pairs, b"".join(body))
+                accept = next((value for name, value in head.headers if name == b"accept"), b"").decode(
+                    "latin-1"
+                )
+                return _Request(head.method.decode("latin-1"), path, pairs, b"".join(body), accept)
             case _:
                 return None
 
 
-def _response(machine: h11.Connection, status: int, answer: dict[str, Any]) -> bytes:
-    body = orjson.dumps(answer, option=orjson.OPT_INDENT_2) + b"\n"
-    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+def _response(machine: h11.Connection, status: int, answer: dict[str, Any] | Page) -> bytes:
+    if isinstance(answer, Page):
+        body, kind = answer
+    else:
+        body, kind = orjson.dumps(answer, option=orjson.OPT_INDENT_2) + b"\n", "application/json"
+    headers = [("content-type", kind), ("content-length", str(len(body)))]
     parts = [
         machine.send(h11.Response(status_code=status, headers=headers)),
         machine.send(h11.Data(data=body)),

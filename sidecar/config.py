@@ -26,8 +26,10 @@ from typing import TypeAlias
 import uvloop
 
 from shared import logs, process
+from shared.board import Board
 from shared.fd_stream import FdStream
 from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
+from shared.publishing import Publisher
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.saved import Documents, SavedError
 from shared.sealed import seal
@@ -51,6 +53,7 @@ from sidecar.activation import (
 from sidecar.admin import Admin
 from sidecar.catalog import Catalog, Content
 from sidecar.history import History
+from sidecar.meters import ConfigMeters
 from sidecar.source import CONFIGS, DirectorySource, NotReadYetError, Source, SourceError, Text
 from sidecar.steering import Steering
 
@@ -468,13 +471,18 @@ async def _serve(settings: Settings) -> None:
             settings.state_dir,
             check_expressions=not settings.numerix.host,
         )
-        admin = Admin(Steering(sidecar))
+        board = Board("config")
+        ConfigMeters(board, sidecar, settings.run_dir)
+        publisher = Publisher(loop, board, settings)
+        publisher.start()
+        admin = Admin(Steering(sidecar), settings.run_dir)
         await admin.listen(settings.admin_host, settings.admin_port)
         log.info("config sidecar started", extra={"source": repr(source)})
         try:
             await sidecar.run(stop)
         finally:
             await admin.close()
+            publisher.close()
     process.ignore_stops(loop, STOP_SIGNALS)
     log.info("config sidecar stopped")
 

@@ -25,12 +25,14 @@ from shared.config_link import ConfigLink
 from shared.feature_cache import FeatureCache, cache_segment
 from shared.frames import Hello, Readiness, State
 from shared.log_link import LogLink
+from shared.publishing import Publisher, VersionMeter
 from shared.rundir import private_directory
 from shared.settings import Settings
 from shared.shm_matrix import MatrixPool
 from workers.doors import Doors
 from workers.follower import Follower
 from workers.handover import Handover
+from workers.meters import gather
 from workers.plans import SnapshotConfig
 from workers.requests import Reading
 from workers.service import Service
@@ -89,6 +91,9 @@ class Worker:
         self.config_link = ConfigLink(
             loop, run_dir / "config.sock", worker=settings.index, follower=self.follower
         )
+        self.publisher = Publisher(loop, self.board, settings)
+        self._version = VersionMeter(self.board)
+        self.board.before_publishing(self._gather)
         self._topologies = TopologyCache(settings.topology_cache_size, settings.topology_cache_ttl_s)
         self._cache = (
             FeatureCache(cache_segment(settings.feature_cache_bytes))
@@ -107,6 +112,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set, then drains."""
+        self.publisher.start()
         process.settle()
         self.config_link.start()
         if self.log_link is not None:
@@ -122,6 +128,11 @@ class Worker:
         await self.follower.close()
         await self.upstreams.close()
         self.executor.close()
+        self.publisher.close()
+
+    def _gather(self) -> None:
+        self._version.show(self.doors.state.version)
+        gather(self.board, self.service.in_flight, self.pool, self.upstreams)
 
     def _serving(self, version: int, notice: str) -> None:
         if self.doors.state.readiness is not Readiness.DRAINING:

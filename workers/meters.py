@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from rpc.status import Status
 from shared.board import Board, Counter
-from shared.metrics import MODES, REQUEST_LATENCY, REQUEST_ROWS, REQUESTS
+from shared.metrics import (
+    MATRIX_BYTES,
+    MODES,
+    REQUEST_LATENCY,
+    REQUEST_ROWS,
+    REQUESTS,
+    SLOTS_BUSY,
+    UPSTREAM_CONNECTIONS,
+    UPSTREAM_WAITING,
+    WORKER_IN_FLIGHT,
+)
+from shared.shm_matrix import MatrixPool
+from workers.upstreams import WorkerUpstreams
 
-__all__ = ["RequestMeters"]
+__all__ = ["RequestMeters", "gather"]
 
 _STATUSES = len(Status)
 _NO_MODE = len(MODES)
@@ -55,3 +67,22 @@ class RequestMeters:
 
     def __repr__(self) -> str:
         return f"<RequestMeters of {len(self._series)} models>"
+
+
+def gather(board: Board, in_flight: int, pool: MatrixPool, upstreams: WorkerUpstreams) -> None:
+    """Shows on the board what others know. About once a second, on the thread of the loop."""
+    board.gauge(WORKER_IN_FLIGHT).value = in_flight
+    board.gauge(SLOTS_BUSY).value = pool.busy
+    board.gauge(MATRIX_BYTES, "in_use").value = pool.in_use
+    board.gauge(MATRIX_BYTES, "reserved").value = pool.reserved
+    board.gauge(MATRIX_BYTES, "limit").value = pool.capacity
+    channels = upstreams.channels()
+    board.show(UPSTREAM_WAITING, {(channel.target,): float(channel.waiting) for channel in channels})
+    board.show(
+        UPSTREAM_CONNECTIONS,
+        {
+            (channel.target, state): float(count)
+            for channel in channels
+            for state, count in channel.states().items()
+        },
+    )

@@ -146,6 +146,10 @@ class WorkerUpstreams:
         metadata = ((b"numerix-caller-id", self._settings.name.encode()),)
         return self._endpoint(f"{numerix.host}:{numerix.port}", numerix.plaintext, NUMERIX, COMPUTE, metadata)
 
+    def channels(self) -> list[Channel]:
+        """All that are open."""
+        return list(self._channels.values())
+
     def close_unused(self) -> list[str]:
         """Closes the channels that no plan uses any more; returns their targets."""
         used = {(target, plaintext) for target, plaintext, _ in list(self._endpoints)}

@@ -326,6 +326,16 @@ class Pod:
         body, _, status = run.stdout.rpartition("\n")
         return int(status), body
 
+    def admin(self, path: str) -> str:
+        """The body of a GET from the admin port."""
+        port = int(self.environ["INFERFLOW_ADMIN_PORT"])
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as client:
+            client.request("GET", path)
+            response = client.getresponse()
+            body = response.read().decode()
+            assert response.status == 200, body
+            return body
+
     def ready(self) -> tuple[int, dict[str, Any]]:
         """Status and document of /health/ready; (0, {}) while nobody listens."""
         status, body = self.get("/health/ready")

@@ -62,7 +62,7 @@ async def steered(run_dir: Path, shelf: Shelf) -> AsyncIterator[Steered]:
     one = ConfigSidecar(
         asyncio.get_running_loop(), UnixListener(path), shelf, run_dir / "state", check_expressions=True
     )
-    admin = Admin(Steering(one))
+    admin = Admin(Steering(one), run_dir)
     await admin.listen("127.0.0.1", 0)
     stop = asyncio.Event()
     running = asyncio.create_task(one.run(stop))

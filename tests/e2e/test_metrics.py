@@ -1,0 +1,158 @@
+"""What a pod says of itself is what was sent to it: on Prometheus, on DogStatsD and in `inferflow status`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.agent import Agent
+from tests.e2e.asking import POINT, RETRIEVE, config, failing, retrieve, score, write_models
+from tests.e2e.pod import Pod, UpstreamProcess
+from tests.frontdoor.process import eventually
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = {"shop": config(), "down": config("fail_ranker")}
+SHOP, DOWN, RETRIEVED, WRONG = 40, 7, 5, 3
+"""Requests of each kind."""
+ROWS, DOWN_ROWS, RETRIEVED_ROWS = 11, 4, 2
+"""Rows of one request of each."""
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    with Agent() as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def pod(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+    models = write_models(tmp_path_factory.mktemp("models"), CONFIGS)
+    with (
+        UpstreamProcess(models) as upstreams,
+        Pod(
+            CONFIGS,
+            upstreams=upstreams.port,
+            EXTERNAL_SERVICE_ONFS_FS_BATCH_SIZE="500",
+            INFERFLOW_WORKERS="2",
+            TELEGRAF_HOST="localhost",
+            TELEGRAF_PORT=str(agent.port),
+            APP_ENV="test",
+        ) as pod,
+    ):
+        for number in range(SHOP):
+            pod.call(POINT, score("shop", (f"item-{number}-{row}" for row in range(ROWS))))
+        for _ in range(DOWN):
+            pod.call(POINT, score("down", (f"item-{row}" for row in range(DOWN_ROWS))))
+        for _ in range(RETRIEVED):
+            pod.call(RETRIEVE, retrieve("shop", ["a", "b"]))
+        for _ in range(WRONG):
+            with failing():
+                pod.call(POINT, score("nobody", ["a"]))
+        yield pod
+
+
+def prometheus(pod: Pod) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Every sample of the page: name → (labels, value)."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
+    for family in text_string_to_metric_families(pod.admin("/metrics")):
+        for sample in family.samples:
+            found[sample.name].append((dict(sample.labels), float(sample.value)))
+    return found
+
+
+def total(samples: list[tuple[dict[str, str], float]], **labels: str) -> float:
+    return sum(value for own, value in samples if own.items() >= labels.items())
+
+
+def test_prometheus_counts_what_was_sent(pod: Pod) -> None:
+    def all_are_there() -> bool:  # workers and front doors publish at different moments
+        found = prometheus(pod)
+        names = "inferflow_requests_total", "inferflow_router_latency_milliseconds_count"
+        return all(total(found[name]) == SHOP + DOWN + RETRIEVED + WRONG for name in names)
+
+    eventually(all_are_there, "all requests are counted", pod.text)
+    found = prometheus(pod)
+    requests = found["inferflow_requests_total"]
+    assert total(requests, model="shop", mode="pointwise", status="OK") == SHOP
+    assert total(requests, model="shop", mode="retrieve", status="OK") == RETRIEVED
+    assert total(requests, model="down", status="OK") == DOWN
+    assert total(requests, model="", status="INVALID_ARGUMENT") == WRONG
+    assert {labels["model"] for labels, _ in requests} == {"shop", "down", ""}
+    rows = found["inferflow_request_rows_sum"]
+    assert total(rows, model="shop", mode="pointwise") == SHOP * ROWS
+    assert total(rows, mode="retrieve") == RETRIEVED * RETRIEVED_ROWS
+    failed = found["inferflow_component_error_rows_total"]
+    assert (
+        total(failed)
+        == total(failed, model="down", component="rank", error="UNAVAILABLE")
+        == DOWN * DOWN_ROWS
+    )
+    assert total(found["inferflow_component_errors_total"]) == DOWN
+    times = found["inferflow_component_latency_milliseconds_count"]
+    assert total(times, component="fetch") == total(times, component="rank") == SHOP + DOWN + RETRIEVED
+    calls = found["inferflow_upstream_calls_total"]
+    assert total(calls, service="onfs", status="OK") == SHOP + DOWN + RETRIEVED
+    assert total(calls, service="predator", status="UNAVAILABLE") == DOWN
+    routed = found["inferflow_router_latency_milliseconds_count"]
+    assert total(routed, api="InferPointWise", status="OK") == SHOP + DOWN
+    assert total(routed, api="InferPointWise", status="INVALID_ARGUMENT") == WRONG
+    assert total(routed, api="RetrieveModelScore") == RETRIEVED
+    assert total(found["inferflow_handover_latency_milliseconds_count"]) == SHOP + DOWN + RETRIEVED + WRONG
+    path = found["inferflow_critical_path_milliseconds_total"]
+    assert (
+        0
+        < total(path, model="shop")
+        <= total(found["inferflow_request_latency_milliseconds_sum"], model="shop")
+    )
+
+
+def test_prometheus_shows_every_process(pod: Pod) -> None:
+    def all_are_there() -> bool:
+        return total(prometheus(pod)["inferflow_frontdoor_workers"], state="ready") == 2
+
+    eventually(all_are_there, "both workers are ready", pod.text)
+    found = prometheus(pod)
+    up = {labels["process"]: value for labels, value in found["inferflow_process_up"]}
+    assert up == {"config": 1, "frontdoor-0": 1, "worker-0": 1, "worker-1": 1}
+    versions = {labels["process"]: value for labels, value in found["inferflow_config_version"]}
+    assert versions.keys() == {"config", "worker-0", "worker-1"}
+    assert len(set(versions.values())) == 1
+    assert total(found["inferflow_config_keys"], state="active") == 2
+    assert total(found["inferflow_upstream_connections"], state="ready") >= 1
+    assert total(found["inferflow_worker_in_flight"]) == 0
+    assert total(found["inferflow_slots_busy"]) == 0
+
+
+def test_dogstatsd_counts_what_was_sent(pod: Pod, agent: Agent) -> None:
+    ends = ("env:test", "service:golden")
+    eventually(
+        lambda: agent.count("predict.infer.request.total", *ends) == SHOP + DOWN + WRONG,
+        "all requests are counted",
+        lambda: repr(agent.counts),
+    )
+    shop = ("model-id:shop", "inference-mode:pointwise", *ends)
+    assert agent.count("predict.infer.request.total", *shop) == SHOP
+    assert agent.count("predict.infer.request.batch.size", *shop) == SHOP * ROWS
+    assert agent.observed("predict.infer.latency", *shop) == pytest.approx(SHOP)
+    assert agent.observed("predict.infer.request.latency", *shop) == pytest.approx(SHOP)
+    assert agent.count("inferflow.retrievemodelscore.request.total", "model-id:shop", *ends) == RETRIEVED
+    assert agent.count("inferflow.retrievemodelscore.batch.size") == RETRIEVED * RETRIEVED_ROWS
+    ranked = ("component-name:rank", *ends)
+    assert agent.count("inferflow.component.execution.total", *ranked) == SHOP + DOWN + RETRIEVED
+    error = ("model-id:down", "error-type:UNAVAILABLE", *ranked)
+    assert agent.count("inferflow.component.execution.error", *error) == DOWN
+    fetched = ("component-name:fetch", *ends)
+    assert agent.count("inferflow.component.feature.count", *fetched) == 2 * (SHOP + DOWN + RETRIEVED)
+    onfs = ("ext-service:onfs", *ends)
+    assert agent.count("inferflow.external.api.request.total", *onfs) == SHOP + DOWN + RETRIEVED
+    rows = SHOP * ROWS + DOWN * DOWN_ROWS + RETRIEVED * RETRIEVED_ROWS
+    assert agent.count("inferflow.external.api.request.batch", *onfs) == rows
+    routed = ("api:InferPointWise", "status:OK", *ends)
+    eventually(
+        lambda: agent.count("inferflow.router.api.request.total", *routed) == SHOP + DOWN, "they are routed"
+    )
+    assert agent.bad == []
