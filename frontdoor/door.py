@@ -199,7 +199,7 @@ class FrontDoor:
                 self._send(self._requests[action.request], self._links[action.worker])
             elif isinstance(action, Deliver):
                 assert answer is not None, "only an answer is delivered"
-                _deliver(self._requests.pop(action.request).finish(Status(answer.status)), answer)
+                _deliver(self._requests.pop(action.request).finish(_status(answer)), answer)
             elif isinstance(action, CancelAt):
                 self._links[action.worker].write(Cancel(action.request).encode())
             else:
@@ -237,6 +237,11 @@ class FrontDoor:
 
 def _nothing() -> None:
     """Until somebody wants to know."""
+
+
+def _status(answer: Answer) -> Status:
+    """What the client is told: a status that is none becomes INTERNAL (see `_deliver`)."""
+    return Status(answer.status) if answer.status < len(Status) else Status.INTERNAL
 
 
 def _deliver(call: ServerCall, answer: Answer) -> None:
