@@ -143,6 +143,8 @@ class Pod:
             return False
         if process.group == "worker":
             return self._has_config(process)
+        if process.group == "logs" and self._settings.logs_to:
+            return _is_socket_since(self._run_dir / "logs.sock", process.start)
         if process.group == "frontdoor":
             return _is_socket_since(self._run_dir / f"door-{process.number}.sock", process.start)
         return True

@@ -13,7 +13,7 @@ import ssl
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, RequestTimedOutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from shared.settings import KafkaSettings, LogSettings
 from sidecar.log_queue import ACCEPTED, Message, Settle
@@ -95,7 +95,8 @@ class KafkaSink:
 
     def _failed(self, message: Message, error: BaseException, settle: Settle) -> None:
         self._note(f"{type(error).__name__}: {error}")
-        late = isinstance(error, KafkaTimeoutError | RequestTimedOutError)
+        # When the time is over, the client raises what the last attempt came to.
+        late = isinstance(error, KafkaError) and (error.retriable or isinstance(error, KafkaTimeoutError))
         settle(message, "not delivered in time" if late else "refused by the sink")
 
     def _note(self, trouble: str) -> None:

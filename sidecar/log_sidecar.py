@@ -277,6 +277,8 @@ def _shown(books: Books) -> dict[str, Any]:
 def open_sink(settings: Settings) -> Sink:
     """Where `settings.logs_to` says. Raises OSError when the directory for files cannot be used."""
     if settings.logs_to == "kafka":
+        # The client tells of each attempt, ten times a second; the sink tells what it comes to.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
         return KafkaSink(settings.kafka, settings.log)
     directory = settings.log.directory
     assert directory is not None  # logs_to says so

@@ -69,7 +69,7 @@ def titles(pod: Pod, kind: str) -> dict[str, int]:
 
 def test_everything_restarted_one_after_another(upstreams: UpstreamProcess) -> None:
     with Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_WORKERS="2", INFERFLOW_FRONTDOORS="2") as pod:
-        eventually(lambda: len(titles(pod, "inferflow: ")) == 5, "all run")
+        eventually(lambda: len(titles(pod, "inferflow: ")) == 6, "all run")
         before = pod.processes()
         load = asking(pod, clients=4)
         try:
@@ -82,7 +82,7 @@ def test_everything_restarted_one_after_another(upstreams: UpstreamProcess) -> N
         after = pod.processes()
         assert after.keys() == before.keys()
         assert not set(after.values()) & set(before.values()), "every process is another one"
-        in_turn = ["config", "frontdoor_0", "frontdoor_1", "worker_0", "worker_1"]
+        in_turn = ["config", "frontdoor_0", "frontdoor_1", "logs", "worker_0", "worker_1"]
         steps = [f"{name}: {step}" for name in in_turn for step in ("stopping", "serves")]
         assert said.splitlines() == steps
         assert "ended" not in pod.get("/health/ready")[1], "what was asked for is no crash"

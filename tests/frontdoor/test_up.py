@@ -170,7 +170,10 @@ def gone(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
     children = up.children()
-    assert set(children) == {"inferflow: config sidecar", "inferflow: worker 0", "inferflow: frontdoor 0"}
+    assert set(children) == {
+        *("inferflow: config sidecar", "inferflow: log sidecar"),
+        *("inferflow: worker 0", "inferflow: frontdoor 0"),
+    }
     os.kill(children["inferflow: worker 0"], signal.SIGKILL)
     eventually(lambda: gone(children["inferflow: worker 0"]), "the worker has ended")
     eventually(lambda: not up.ready(), "its loss shows")
@@ -183,7 +186,7 @@ def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
     stopped = [
         line.split("stopped: ")[1].split()[0] for line in up.text().splitlines() if "stopped: " in line
     ]
-    assert stopped == ["frontdoor_0", "worker_0", "config"]
+    assert stopped == ["frontdoor_0", "worker_0", "logs", "config"]
 
 
 @pytest.mark.slow
