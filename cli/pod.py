@@ -72,6 +72,7 @@ class Pod:
     def __init__(self, settings: Settings, say: Callable[[str], None] = print) -> None:
         self._admin = AdminPort(settings.admin_host, settings.admin_port)
         self._run_dir = settings.run_dir.absolute()
+        self._logs = bool(settings.logs_to)
         self._say = say
         url = f"unix://{self._run_dir}/supervisor.sock"
         # The address is never looked up: the transport knows the socket.
@@ -143,7 +144,7 @@ class Pod:
             return False
         if process.group == "worker":
             return self._has_config(process)
-        if process.group == "logs" and self._settings.logs_to:
+        if process.group == "logs" and self._logs:
             return _is_socket_since(self._run_dir / "logs.sock", process.start)
         if process.group == "frontdoor":
             return _is_socket_since(self._run_dir / f"door-{process.number}.sock", process.start)
