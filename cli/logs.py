@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from cli import log_status
+from cli import log_cat, log_status
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "Inference logs: what became of the rows that were to be logged."
+HELP = "Inference logs: show their rows; say what became of the rows that were to be logged."
 
-_COMMANDS = (("status", log_status),)
+_COMMANDS = (("cat", log_cat), ("status", log_status))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from shared.settings import KafkaSettings, LogSettings
 from sidecar.log_queue import ACCEPTED, Message, Settle
 
-__all__ = ["OVERHEAD", "KafkaSink"]
+__all__ = ["OVERHEAD", "KafkaSink", "connection"]
 
 log = logging.getLogger(__name__)
 
@@ -106,25 +106,30 @@ class KafkaSink:
             log.error("inference log is not delivered", extra={"topic": self._kafka.topic, "reason": trouble})
 
     def _options(self) -> dict[str, Any]:
-        kafka = self._kafka
-        layers = ("SASL" if kafka.sasl_mechanism else "", "SSL" if kafka.tls else "PLAINTEXT")
-        options: dict[str, Any] = {
-            "bootstrap_servers": list(kafka.bootstrap_servers),
+        return connection(self._kafka) | {
             "client_id": "inferflow-logs",
             "acks": "all",
             "linger_ms": LINGER_MS,
             "max_batch_size": self._settings.message_bytes + OVERHEAD,
             "max_request_size": self._settings.message_bytes + OVERHEAD,
             "request_timeout_ms": int(self._settings.delivery_s * 1000),
-            "security_protocol": "_".join(layer for layer in layers if layer),
         }
-        if kafka.tls:
-            options["ssl_context"] = _tls(kafka)
-        if kafka.sasl_mechanism:
-            options["sasl_mechanism"] = kafka.sasl_mechanism
-            options["sasl_plain_username"] = kafka.username
-            options["sasl_plain_password"] = kafka.password
-        return options
+
+
+def connection(kafka: KafkaSettings) -> dict[str, Any]:
+    """How aiokafka gets to these brokers: arguments of its producer and its consumer."""
+    layers = ("SASL" if kafka.sasl_mechanism else "", "SSL" if kafka.tls else "PLAINTEXT")
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(kafka.bootstrap_servers),
+        "security_protocol": "_".join(layer for layer in layers if layer),
+    }
+    if kafka.tls:
+        options["ssl_context"] = _tls(kafka)
+    if kafka.sasl_mechanism:
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+        options["sasl_plain_username"] = kafka.username
+        options["sasl_plain_password"] = kafka.password
+    return options
 
 
 def _tls(kafka: KafkaSettings) -> ssl.SSLContext:

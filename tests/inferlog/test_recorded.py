@@ -36,7 +36,7 @@ def decoded(value: bytes, case: Log) -> dict[str, Any]:
     """A message as the recording shows what was read of it."""
     message = reader.read(value)
     schema = schema_of(case).columns
-    found = reader.table(message, schema).to_pylist()
+    found = reader.table(message, schema).drop_columns(["_time"]).to_pylist()
     names = [column.name for column in schema]
     out = {
         "event_name": message.event_name,
