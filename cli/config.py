@@ -281,13 +281,19 @@ def _print_json(answer: Mapping[str, Any]) -> None:
 
 
 def _print_workers(console: Console, answer: Mapping[str, Any]) -> None:
-    versions = [
-        f"worker {one['worker']} (pid {one['pid']}): {one['version'] or 'none'}{', late' * one['is_late']}"
-        for one in answer["workers"]
-    ]
+    versions = [_worker(one) for one in answer["workers"]]
     console.print("versions of the pod: " + ("; ".join(versions) or "no worker is connected"), style="dim")
     if answer.get("notice"):
         console.print(escape(answer["notice"]), style="yellow")
+
+
+def _worker(one: Mapping[str, Any]) -> str:
+    shown = f"worker {one['worker']} (pid {one['pid']}): {one['version'] or 'none'}"
+    if one["is_late"]:
+        shown += ", late"
+    if one["retiring"]:
+        shown += f", {one['retiring']} plans of older versions still in use"
+    return shown
 
 
 def _print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from shared.fd_stream import FdStream
-from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
+from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Retiring, Snapshot, Subscribe
 from shared.sealed import SealError, read_sealed
 
 __all__ = ["ConfigFollower", "ConfigLink", "Outcome"]
@@ -115,6 +115,11 @@ class ConfigLink:
         """Tells the sidecar that the endpoints which these configs waited for answer now."""
         if self._stream is not None:
             self._stream.send(Connected(tuple(configs)).encode())
+
+    def retiring(self, plans: int) -> None:
+        """Tells the sidecar how many plans of older versions still have requests in flight."""
+        if self._stream is not None:
+            self._stream.send(Retiring(plans).encode())
 
     # --- connection
 

@@ -40,6 +40,7 @@ __all__ = [
     "Readiness",
     "Release",
     "Request",
+    "Retiring",
     "Snapshot",
     "State",
     "Subscribe",
@@ -76,6 +77,7 @@ class Kind(enum.IntEnum):
     ACTIVATE = 19
     CONNECTED = 20
     NOTICE = 21
+    RETIRING = 22
     LEND = 32
     LOG_SEGMENT = 33
     LOG_CONFIG = 34
@@ -108,6 +110,7 @@ _ANSWER_HEAD = Struct("<IBQBH")
 _SUBSCRIBE = Struct("<II")
 _SNAPSHOT = Struct("<QQ")
 _VERSION = Struct("<Q")
+_RETIRING = Struct("<I")
 _LOG_SEGMENT = Struct("<QQ")
 _LOG_CONFIG = Struct("<II")
 _HAND_OVER = Struct("<IIQQQIII")
@@ -242,6 +245,15 @@ class Connected(NamedTuple):
         return _whole(Kind.CONNECTED, orjson.dumps(self.configs))
 
 
+class Retiring(NamedTuple):
+    """Worker → sidecar: so many plans of older versions still have requests in flight."""
+
+    plans: int
+
+    def encode(self) -> bytes:
+        return _whole(Kind.RETIRING, _RETIRING.pack(self.plans))
+
+
 class Notice(NamedTuple):
     """Sidecar → worker: what an operator should know of the configs as a whole."""
 
@@ -347,6 +359,7 @@ Frame: TypeAlias = (
     | Activate
     | Connected
     | Notice
+    | Retiring
     | Lend
     | LogSegment
     | LogConfig
@@ -624,6 +637,10 @@ def _decode_notice(data: bytes, start: int, end: int) -> Notice:
     return Notice(_read_text(data, start, end - start, end, Kind.NOTICE, "text"))
 
 
+def _decode_retiring(data: bytes, start: int, end: int) -> Retiring:
+    return Retiring(*_fixed(_RETIRING, Kind.RETIRING, data, start, end))
+
+
 def _read_json(text: bytes, place: str) -> Any:
     try:
         return orjson.loads(text)
@@ -680,6 +697,7 @@ _KINDS: dict[type[Any], Kind] = {
     Activate: Kind.ACTIVATE,
     Connected: Kind.CONNECTED,
     Notice: Kind.NOTICE,
+    Retiring: Kind.RETIRING,
     Lend: Kind.LEND,
     LogSegment: Kind.LOG_SEGMENT,
     LogConfig: Kind.LOG_CONFIG,
@@ -700,6 +718,7 @@ _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.ACTIVATE: _decode_activate,
     Kind.CONNECTED: _decode_connected,
     Kind.NOTICE: _decode_notice,
+    Kind.RETIRING: _decode_retiring,
     Kind.LEND: _decode_lend,
     Kind.LOG_SEGMENT: _decode_log_segment,
     Kind.LOG_CONFIG: _decode_log_config,

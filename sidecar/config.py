@@ -28,7 +28,7 @@ import uvloop
 from shared import logs, process
 from shared.board import Board
 from shared.fd_stream import FdStream
-from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Snapshot, Subscribe
+from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Retiring, Snapshot, Subscribe
 from shared.publishing import Publisher
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.saved import Documents, SavedError
@@ -68,8 +68,8 @@ MAX_FRAME = 16 << 20  # bytes; PREPARED carries a reason for each config that a 
 SHOWN_ERRORS = 20  # of one text, in one log line
 
 
-_FromWorker: TypeAlias = Subscribe | Prepared | Connected
-_FROM_WORKER = (Subscribe, Prepared, Connected)
+_FromWorker: TypeAlias = Subscribe | Prepared | Connected | Retiring
+_FROM_WORKER = (Subscribe, Prepared, Connected, Retiring)
 
 
 @dataclass
@@ -79,6 +79,7 @@ class _Peer:
     stream: FdStream[_FromWorker]
     worker: int | None = None  # index, as it says itself: for people
     pid: int = 0
+    retiring: int = 0  # plans of older versions that its requests still run on
 
 
 class ConfigSidecar:
@@ -266,6 +267,9 @@ class ConfigSidecar:
                     )
                 case Connected():
                     actions = self.activation.connected(number, frame.configs)
+                case Retiring():
+                    peer.retiring = frame.plans
+                    return
         except ImpossibleEventError as error:
             peer.stream.fail(str(error))
             return
@@ -287,6 +291,11 @@ class ConfigSidecar:
         """The worker of a connection, for people. Raises KeyError."""
         peer = self._peers[number]
         return {"worker": peer.worker, "worker_pid": peer.pid, "connection": number}
+
+    def retiring(self, number: int) -> int:
+        """How many plans of older versions the requests of this connection's worker still run on, as of the last
+        second. Raises KeyError."""
+        return self._peers[number].retiring
 
     def _log_unserved(self, number: int, frame: Prepared) -> None:
         for version in (self.activation.active, self.activation.pending):

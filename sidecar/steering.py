@@ -68,6 +68,7 @@ class Steering:
                     "pid": who["worker_pid"],
                     "version": activation.serving(number),
                     "is_late": number in activation.blamed,
+                    "retiring": self._sidecar.retiring(number),
                 }
                 for number in self._sidecar.workers
                 for who in [self._sidecar.who(number)]

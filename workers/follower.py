@@ -57,10 +57,12 @@ class Follower:
         *,
         on_version: Callable[[int, str], None],
         on_connected: Callable[[Collection[str]], None],
+        on_retiring: Callable[[int], None],
     ) -> None:
         """`state_dir` is where the last good version is saved. `on_version(number, notice)` is called when either
         changes (number 0: nothing is active yet), `on_connected(configs)` when endpoints answer that these
-        configs waited for.
+        configs waited for, `on_retiring(plans)` with the number of plans of older versions that requests still run
+        on: once a second while there are any, and when there are none any more.
         """
         self._loop = loop
         self._plans = plans
@@ -69,6 +71,7 @@ class Follower:
         self._state_dir = state_dir
         self._on_version = on_version
         self._on_connected = on_connected
+        self._on_retiring = on_retiring
         self._notice = ""
         self._waiting: dict[str, _Waiting] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -208,7 +211,9 @@ class Follower:
         closed = self._upstreams.close_unused()
         if closed:
             log.info("upstreams closed: no config uses them", extra={"targets": closed})
-        if self._plans.retiring:
+        retiring = self._plans.retiring
+        self._on_retiring(retiring)
+        if retiring:
             self._sweep_later()
 
 

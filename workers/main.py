@@ -87,6 +87,7 @@ class Worker:
             settings.state_dir,
             on_version=self._serving,
             on_connected=self._connected,
+            on_retiring=self._retiring,
         )
         self.config_link = ConfigLink(
             loop, run_dir / "config.sock", worker=settings.index, follower=self.follower
@@ -141,6 +142,9 @@ class Worker:
 
     def _connected(self, configs: Collection[str]) -> None:
         self.config_link.connected(tuple(configs))
+
+    def _retiring(self, plans: int) -> None:
+        self.config_link.retiring(plans)
 
     def _compile(self, name: str, config: SnapshotConfig, expressions: Mapping[str, str]) -> Plan:
         document = decode(bytes(config.document))

@@ -30,6 +30,7 @@ from shared.frames import (
     Readiness,
     Release,
     Request,
+    Retiring,
     Snapshot,
     State,
     Subscribe,
@@ -40,7 +41,20 @@ from shared.frames import (
 
 LIMIT = 1 << 20
 ALL = (
-    *(Hello, State, Request, Cancel, Answer, Subscribe, Snapshot, Prepared, Activate, Connected, Notice),
+    *(
+        Hello,
+        State,
+        Request,
+        Cancel,
+        Answer,
+        Subscribe,
+        Snapshot,
+        Prepared,
+        Activate,
+        Connected,
+        Notice,
+        Retiring,
+    ),
     *(Lend, LogSegment, LogConfig, HandOver, Release, LogQuery, LogStatus),
 )
 
@@ -62,6 +76,7 @@ frames = st.one_of(
     st.builds(Snapshot, u64, u64),
     st.builds(Prepared, u64, reasons, reasons),
     st.builds(Activate, u64),
+    st.builds(Retiring, u32),
     st.builds(Connected, st.lists(texts, max_size=4).map(tuple)),
     st.builds(Notice, texts),
     st.builds(Lend, u32, u32),
@@ -179,6 +194,7 @@ def test_the_wire_is_the_documented_one() -> None:
     )
     assert Activate(1).encode() == bytes.fromhex("09000000 13 0100000000000000")
     assert Connected(("a",)).encode() == bytes.fromhex("06000000 14") + b'["a"]'
+    assert Retiring(3).encode() == bytes.fromhex("05000000 16 03000000")
     assert Notice("é").encode() == bytes.fromhex("03000000 15 c3a9")
     assert Lend(1, 2).encode() == bytes.fromhex("09000000 20 01000000 02000000")
     assert LogSegment(1, 2).encode() == bytes.fromhex("11000000 21 0100000000000000 0200000000000000")
@@ -239,6 +255,7 @@ def test_heads_leave_the_body_to_the_caller() -> None:
         (raw(20, b"["), "CONNECTED: not JSON"),
         (raw(20, b"[1]"), "CONNECTED: must be a JSON list of texts"),
         (raw(21, b"\xff"), "NOTICE: text is not UTF-8 at its byte 0"),
+        (raw(22, bytes(3)), "RETIRING: payload of 3 bytes, must be 4"),
         (raw(36, bytes(13)), "RELEASE: payload of 13 bytes, must be a multiple of 12"),
         (raw(37, b"x"), "LOG_QUERY: payload of 1 bytes, must be empty"),
     ],

@@ -59,7 +59,13 @@ def test_everything_that_is_served_is_listed(run_dir: Path) -> None:
         assert items[KEY]["source_revision"] == 2
         assert items[KEY]["since"] > 1_700_000_000
         assert answer["workers"] == [
-            {"worker": 0, "pid": answer["workers"][0]["pid"], "version": answer["active"], "is_late": False}
+            {
+                "worker": 0,
+                "pid": answer["workers"][0]["pid"],
+                "version": answer["active"],
+                "is_late": False,
+                "retiring": 0,
+            }
         ]
         shown = await pod.get("/config/show", key="a")
         assert shown["verdict"]["ok"] is False
@@ -86,6 +92,16 @@ def test_rollback_holds_until_the_source_has_a_newer_version(run_dir: Path) -> N
         pod.shelf.put_all({**TEXTS, KEY: v(3)})
         await pod.until_served("v3")
         assert (await pod.get("/config/show", key="a"))["override"] is None
+
+    story(run_dir, tell, TEXTS)
+
+
+def test_plans_of_older_versions_that_are_still_in_use_are_shown(run_dir: Path) -> None:
+    async def tell(pod: Steered) -> None:
+        for plans in (2, 0):
+            pod.worker.link.retiring(plans)
+            while (await pod.get("/status"))["workers"][0]["retiring"] != plans:
+                pass  # it is on its way
 
     story(run_dir, tell, TEXTS)
 

@@ -45,6 +45,7 @@ class World:
         self.compiled: list[str] = []
         self.versions: list[tuple[int, str]] = []
         self.connected: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.retiring: asyncio.Queue[int] = asyncio.Queue()
         self.fail_on = ""
         self.catalog = Catalog()
         self.follower = Follower(
@@ -55,6 +56,7 @@ class World:
             state_dir,
             on_version=lambda number, notice: self.versions.append((number, notice)),
             on_connected=lambda names: self.connected.put_nowait([*names]),
+            on_retiring=self.retiring.put_nowait,
         )
         self.number = 0
 
@@ -165,15 +167,23 @@ def test_a_mistake_in_compiling_costs_that_config_only(tell: Callable[[Story], N
     tell(story)
 
 
-def test_plans_of_an_old_version_live_as_long_as_their_requests(tell: Callable[[Story], None]) -> None:
+def test_plans_of_an_old_version_live_as_long_as_their_requests(
+    tell: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.follower.SWEEP_SECONDS", 0.01)
+
     async def story(world: World) -> None:
         await world.serve({"config-map/a": world.at(world.port)})
         request = [world.plans.find("a")]
         await world.serve({"config-map/a": world.at(world.port, "mrp")})
         assert world.plans.retiring == 1
         assert "1 of older versions in use" in repr(world.plans)
+        while await world.retiring.get() != 1:
+            pass  # of the first version there was nothing to tell but that
         request.clear()
         assert world.plans.retiring == 0
+        while await world.retiring.get() != 0:
+            pass  # asked before the request had ended
 
     tell(story)
 
