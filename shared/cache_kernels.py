@@ -34,34 +34,27 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from shared.cache_memory import HEAD_AT, HEADER_WORDS, SET_WORDS, WAYS, sets_of
+
 __all__ = [
     "BASE",
     "COUNTERS",
     "EVICTED",
     "EXPIRED",
-    "HEADER_WORDS",
-    "HEAD_AT",
     "HITS",
     "INSERTED",
     "LIFE_BITS",
     "MISSES",
     "RECORD_WORDS",
     "RENEWED",
-    "SET_WORDS",
     "SIZE",
     "STRIDE",
     "TOO_LARGE",
     "TORN",
-    "WAYS",
     "insert",
     "look_up",
-    "sets_of",
 ]
 
-HEADER_WORDS = 16
-HEAD_AT = 8  # alone on its cache line: every insertion writes it
-WAYS = 8
-SET_WORDS = 3 * WAYS
 RECORD_WORDS = 2
 LIFE_BITS = 24
 LARGEST_SHARE = 8  # a record takes at most so much of the log
@@ -212,16 +205,7 @@ def _digest(one, two, heap, starts, sizes, row):
 # --- the memory
 
 
-@_inline
-def _sets(words):
-    """Sets of a cache of so many words: 3/16 of it, which is a way for every 128 bytes."""
-    return max(words * 3 // 16 // SET_WORDS, 1)
-
-
-@_kernel(INT(INT))
-def sets_of(words: Any) -> int:
-    """How many sets a cache of so many words has."""
-    return _sets(words)
+_sets = _inline(sets_of)
 
 
 @_inline

@@ -18,8 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
+from shared.cache_memory import NotACacheError
 from shared.fd_stream import FdStream
-from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Retiring, Snapshot, Subscribe
+from shared.feature_cache import FeatureCache
+from shared.frames import (
+    Activate,
+    Cache,
+    Connected,
+    FrameReader,
+    Notice,
+    Prepared,
+    Retiring,
+    Snapshot,
+    Subscribe,
+)
 from shared.sealed import SealError, read_sealed
 
 __all__ = ["ConfigFollower", "ConfigLink", "Outcome"]
@@ -32,8 +44,8 @@ ALONE = 0.5
 """Seconds without a sidecar after which a worker that has nothing yet looks for what was saved."""
 _MAX_FRAME = 64 << 10
 
-_FromSidecar: TypeAlias = Snapshot | Activate | Notice
-_FROM_SIDECAR = (Snapshot, Activate, Notice)
+_FromSidecar: TypeAlias = Snapshot | Activate | Notice | Cache
+_FROM_SIDECAR = (Snapshot, Activate, Notice, Cache)
 
 
 class Outcome(NamedTuple):
@@ -72,15 +84,25 @@ class ConfigLink:
     """Follows the config sidecar for one worker."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, path: Path, *, worker: int, follower: ConfigFollower
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: Path,
+        *,
+        worker: int,
+        follower: ConfigFollower,
+        cache: FeatureCache | None = None,
     ) -> None:
-        """`path` is the sidecar's socket, `worker` the index that the sidecar logs. Nothing happens yet."""
+        """`path` is the sidecar's socket, `worker` the index that the sidecar logs. Nothing happens yet.
+
+        `cache` gets the memory that the sidecar hands out, or its own while there is no sidecar.
+        """
         self.version = 0
         """The active version; 0 while there is none."""
         self._loop = loop
         self._path = path
         self._subscribe = Subscribe(worker, os.getpid()).encode()
         self._follower = follower
+        self._cache = cache
         self._prepared: dict[int, Outcome] = {}
         self._stream: FdStream[_FromSidecar] | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -138,6 +160,8 @@ class ConfigLink:
             return
         reader: FrameReader[_FromSidecar] = FrameReader(_FROM_SIDECAR, _MAX_FRAME)
         self._stream = FdStream(self._loop, sock, reader, self._on_frame, self._lost)
+        if self._cache is not None and (memory := self._cache.segment) is not None:
+            self._stream.send(Cache(memory.size).encode(), memory.fd)
         self._stream.send(self._subscribe)
 
     def _try_again(self) -> None:
@@ -160,6 +184,19 @@ class ConfigLink:
                 self._activate(frame.version)
             case Notice():
                 self._follower.notice(frame.text)
+            case Cache():
+                self._adopt_cache(frame)
+
+    def _adopt_cache(self, frame: Cache) -> None:
+        assert self._stream is not None  # frames come from an open stream only
+        fd = self._stream.take_fd()
+        try:
+            if self._cache is not None and self._cache.adopt(fd, frame.size):
+                log.info("feature cache of the pod", extra={"bytes": frame.size})
+        except (NotACacheError, OSError) as error:
+            log.error("feature cache cannot be used", extra={"reason": str(error)})
+        finally:
+            os.close(fd)
 
     # --- versions
 
@@ -215,9 +252,18 @@ class ConfigLink:
         self._alone = None
         if self._stream is not None or self.version or self._preparing is not None:
             return
+        self._begin_cache()
         saved = self._follower.saved()
         if saved is not None:
             self._preparing = self._loop.create_task(self._serve_saved(*saved))
+
+    def _begin_cache(self) -> None:
+        if self._cache is None:
+            return
+        try:
+            self._cache.begin()
+        except OSError as error:
+            log.error("no memory for the feature cache", extra={"reason": str(error)})
 
     async def _serve_saved(self, version: int, document: bytes) -> None:
         try:

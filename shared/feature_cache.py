@@ -1,8 +1,9 @@
 """The feature cache: lines of fetched values in shared memory, for all workers of the pod at once.
 
-Who owns what: one memfd for the pod. The config sidecar makes it and hands it to every worker; a worker without
-one makes its own. Everybody reads and writes it at any moment, without locks; see `shared.cache_kernels` for
-the layout and for why that is safe. Nobody frees anything: the kernel does, with the last process.
+Who owns what: one memfd for the pod. The config sidecar makes it and hands it to every worker; a worker without a
+sidecar makes its own. A worker that connects tells the sidecar which one it has: a new sidecar takes the first
+that it is told of, so that the cache outlives both. Everybody reads and writes it at any moment, without locks;
+see `shared.cache_kernels` for the layout and for why that is safe. The kernel frees it, with the last process.
 
 A `FeatureCache` is what one process has of it, with the counts of that process. It may be used from several
 threads at once.
@@ -18,40 +19,25 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import cache_kernels as kernels
+from shared.cache_memory import (
+    HEAD_AT,
+    HEADER_WORDS,
+    SET_WORDS,
+    Words,
+    cache_segment,
+    received_cache,
+    sets_of,
+    words_of,
+)
 from shared.segments import Bytes, Segment
 
-__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "NotACacheError", "Places", "cache_segment"]
+__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "Places"]
 
-Words = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int32]
 Found = npt.NDArray[np.uint64]
 """[keys, 3]: the digest of each key, and 1 when its line was found, else 0."""
 
-MAGIC = int.from_bytes(b"inferfc1", "little")  # ends with the version of the layout
-SMALLEST = 4096  # bytes that hold a head, a set and a small record
 LONGEST = 365 * 86400.0  # seconds that a record lives at most: what its header has bits for
-
-
-class NotACacheError(ValueError):
-    """Memory that is no feature cache of this version."""
-
-
-def cache_segment(size: int) -> Segment:
-    """New memory for a feature cache of `size` bytes (at least 4096). Raises OSError when it is not to be had."""
-    segment = Segment("inferflow-features", max(size, SMALLEST))
-    words = _words(segment)
-    words[kernels.HEAD_AT] = _span(words)  # the log has gone round once: place 0 is that of no record
-    words[0] = MAGIC
-    return segment
-
-
-def _words(segment: Segment) -> Words:
-    return segment.bytes[: segment.size & -8].view(np.uint64)
-
-
-def _span(words: Words) -> int:
-    """Words of the log."""
-    return len(words) - kernels.HEADER_WORDS - kernels.SET_WORDS * kernels.sets_of(len(words))
 
 
 class CacheKey:
@@ -116,23 +102,45 @@ class FeatureCache:
     """
 
     def __init__(
-        self, segment: Segment | None = None, *, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        segment: Segment | None = None,
+        *,
+        capacity: int = 0,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`clock` in ns, the same for all processes. Without a segment nothing is kept until `use`."""
+        """`clock` in ns, the same for all processes. Without a segment nothing is kept until one is there;
+        `capacity` is the size in bytes of what `begin` makes.
+        """
         self.counts: Words = np.zeros(kernels.COUNTERS, np.uint64)
         self.segment: Segment | None = None
         self._words: Words | None = None
         self._clock = clock
+        self.capacity = capacity
         if segment is not None:
             self.use(segment)
 
     def use(self, segment: Segment) -> None:
         """From now on uses this memory. Raises NotACacheError; then everything is as it was."""
-        words = _words(segment)
-        if len(words) * 8 < SMALLEST or words[0] != MAGIC:
-            raise NotACacheError(f"{segment!r} is no feature cache of this version")
+        self._words = words_of(segment)
         self.segment = segment
-        self._words = words
+
+    def begin(self) -> None:
+        """Makes memory of its own if there is none. Raises OSError when it is not to be had."""
+        if self.segment is None:
+            self.use(cache_segment(self.capacity))
+
+    def adopt(self, fd: int, size: int) -> bool:
+        """Uses the memory behind a descriptor, which stays the caller's; says whether that is another than before.
+
+        What was cached in the memory before is lost to this process. Raises NotACacheError or OSError.
+        """
+        old = self.segment
+        if old is not None and old.is_behind(fd):
+            return False
+        self.use(received_cache(fd, size))
+        if old is not None:
+            old.close()
+        return True
 
     def look_up(self, key: CacheKey, keys: Places, lines: CachedLines) -> tuple[Found, int]:
         """Writes the lines that are there. Returns what `insert` wants for the others, and how many were there.
@@ -203,8 +211,9 @@ class FeatureCache:
         """Bytes of the log that hold records, living or not."""
         if self._words is None:
             return 0
-        span = _span(self._words)
-        return 8 * min(int(self._words[kernels.HEAD_AT]) - span, span)
+        words = self._words
+        span = len(words) - HEADER_WORDS - SET_WORDS * sets_of(len(words))
+        return 8 * min(int(words[HEAD_AT]) - span, span)
 
     @property
     def hits(self) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "NO_METADATA",
     "Activate",
     "Answer",
+    "Cache",
     "Cancel",
     "Connected",
     "Frame",
@@ -78,6 +79,7 @@ class Kind(enum.IntEnum):
     CONNECTED = 20
     NOTICE = 21
     RETIRING = 22
+    CACHE = 23
     LEND = 32
     LOG_SEGMENT = 33
     LOG_CONFIG = 34
@@ -192,7 +194,7 @@ class Answer(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """Worker → sidecar, first on a connection."""
+    """Worker → sidecar, first on a connection but for a CACHE."""
 
     worker: int
     pid: int
@@ -262,6 +264,19 @@ class Notice(NamedTuple):
 
     def encode(self) -> bytes:
         return _whole(Kind.NOTICE, _text(self.text))
+
+
+class Cache(NamedTuple):
+    """Worker → sidecar, before SUBSCRIBE: the feature cache that this worker has. Sidecar → worker: the pod's.
+
+    Its memfd rides along with the frame.
+    """
+
+    size: int
+    """Bytes."""
+
+    def encode(self) -> bytes:
+        return _whole(Kind.CACHE, _VERSION.pack(self.size))
 
 
 class Lend(NamedTuple):
@@ -360,6 +375,7 @@ Frame: TypeAlias = (
     | Connected
     | Notice
     | Retiring
+    | Cache
     | Lend
     | LogSegment
     | LogConfig
@@ -633,6 +649,10 @@ def _decode_connected(data: bytes, start: int, end: int) -> Connected:
     return Connected(tuple(names))
 
 
+def _decode_cache(data: bytes, start: int, end: int) -> Cache:
+    return Cache(*_fixed(_VERSION, Kind.CACHE, data, start, end))
+
+
 def _decode_notice(data: bytes, start: int, end: int) -> Notice:
     return Notice(_read_text(data, start, end - start, end, Kind.NOTICE, "text"))
 
@@ -698,6 +718,7 @@ _KINDS: dict[type[Any], Kind] = {
     Connected: Kind.CONNECTED,
     Notice: Kind.NOTICE,
     Retiring: Kind.RETIRING,
+    Cache: Kind.CACHE,
     Lend: Kind.LEND,
     LogSegment: Kind.LOG_SEGMENT,
     LogConfig: Kind.LOG_CONFIG,
@@ -719,6 +740,7 @@ _DECODERS: dict[int, Callable[[bytes, int, int], Any]] = {
     Kind.CONNECTED: _decode_connected,
     Kind.NOTICE: _decode_notice,
     Kind.RETIRING: _decode_retiring,
+    Kind.CACHE: _decode_cache,
     Kind.LEND: _decode_lend,
     Kind.LOG_SEGMENT: _decode_log_segment,
     Kind.LOG_CONFIG: _decode_log_config,

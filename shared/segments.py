@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,31 @@ class Segment:
             os.close(self.fd)
             raise
         self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
+
+    @classmethod
+    def received(cls, name: str, fd: int, size: int) -> Self:
+        """The segment that another process made, behind a descriptor that stays the caller's.
+
+        Raises ValueError when it has another size: what lies beyond its end must not be touched. Raises OSError.
+        """
+        found = os.fstat(fd).st_size
+        if found != size or not size:
+            raise ValueError(f"segment {name} has {found} bytes, announced were {size}")
+        segment = cls.__new__(cls)
+        segment.name = name
+        segment.size = size
+        segment.fd = os.dup(fd)
+        try:
+            segment._map = mmap.mmap(segment.fd, size)
+        except OSError:
+            os.close(segment.fd)
+            raise
+        segment.bytes = np.frombuffer(segment._map, np.uint8)
+        return segment
+
+    def is_behind(self, fd: int) -> bool:
+        """Whether a descriptor is of this very memory."""
+        return os.path.sameopenfile(self.fd, fd)
 
     def close(self) -> None:
         """Gives the descriptor back; the mapping goes with the last array that looks into it."""

@@ -630,7 +630,8 @@ class Settings:
         metadata=env(
             "IN_MEMORY_CACHE_SIZE_IN_BYTES",
             _size(0, 64 * GIB),
-            "Feature cache of each worker. 0: no cache, whatever the configs ask.",
+            "Feature cache of the pod, in shared memory, for all workers together. 0: no cache, whatever the "
+            "configs ask.",
         ),
     )
     topology_cache_size: int = field(

@@ -27,12 +27,24 @@ import uvloop
 
 from shared import logs, process
 from shared.board import Board
+from shared.cache_memory import SMALLEST, NotACacheError, cache_segment, received_cache
 from shared.fd_stream import FdStream
-from shared.frames import Activate, Connected, FrameReader, Notice, Prepared, Retiring, Snapshot, Subscribe
+from shared.frames import (
+    Activate,
+    Cache,
+    Connected,
+    FrameReader,
+    Notice,
+    Prepared,
+    Retiring,
+    Snapshot,
+    Subscribe,
+)
 from shared.publishing import Publisher
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.saved import Documents, SavedError
 from shared.sealed import seal
+from shared.segments import Segment
 from shared.settings import Settings, SettingsError
 from sidecar import state
 from sidecar.activation import (
@@ -68,8 +80,8 @@ MAX_FRAME = 16 << 20  # bytes; PREPARED carries a reason for each config that a 
 SHOWN_ERRORS = 20  # of one text, in one log line
 
 
-_FromWorker: TypeAlias = Subscribe | Prepared | Connected | Retiring
-_FROM_WORKER = (Subscribe, Prepared, Connected, Retiring)
+_FromWorker: TypeAlias = Subscribe | Prepared | Connected | Retiring | Cache
+_FROM_WORKER = (Subscribe, Prepared, Connected, Retiring, Cache)
 
 
 @dataclass
@@ -94,8 +106,10 @@ class ConfigSidecar:
         *,
         check_expressions: bool,
         limit: float = LIMIT,
+        cache_bytes: int = 0,
     ) -> None:
-        """`limit` is that of Activation; `check_expressions` that of Catalog.
+        """`limit` is that of Activation; `check_expressions` that of Catalog; `cache_bytes` the size of the
+        feature cache that workers are given, 0 for none.
 
         Raises OSError when the state directory cannot be read.
         """
@@ -123,6 +137,8 @@ class ConfigSidecar:
         self._peers: dict[int, _Peer] = {}
         self._numbers = itertools.count(1)
         self._memory: dict[int, tuple[int, int]] = {}  # version → (sealed memfd, bytes)
+        self._cache_bytes = cache_bytes
+        self._cache: Segment | None = None
         self._problems: dict[str, tuple[str, ...]] = {}
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -260,6 +276,7 @@ class ConfigSidecar:
                     peer.worker, peer.pid = frame.worker, frame.pid
                     log.info("worker joined", extra=self.who(number))
                     peer.stream.send(Notice(self.notice).encode())
+                    self._hand_out_cache(peer)
                 case Prepared():
                     self._log_unserved(number, frame)
                     actions = self.activation.prepared(
@@ -269,6 +286,9 @@ class ConfigSidecar:
                     actions = self.activation.connected(number, frame.configs)
                 case Retiring():
                     peer.retiring = frame.plans
+                    return
+                case Cache():
+                    self._take_cache(peer, frame.size)
                     return
         except ImpossibleEventError as error:
             peer.stream.fail(str(error))
@@ -303,6 +323,30 @@ class ConfigSidecar:
                 for name in frame.refused.keys() & version.content.configs.keys():
                     fields = {"version": frame.version, "config": name, "reason": frame.refused[name]}
                     log.error("worker cannot serve a config", extra={**self.who(number), **fields})
+
+    # --- the feature cache: one for the pod, which this process makes or is told of, and never looks into
+
+    def _hand_out_cache(self, peer: _Peer) -> None:
+        if not self._cache_bytes:
+            return
+        if self._cache is None:
+            try:
+                self._cache = cache_segment(self._cache_bytes)
+            except OSError as error:
+                log.error("no memory for the feature cache", extra={"reason": str(error)})
+                return
+        peer.stream.send(Cache(self._cache.size).encode(), self._cache.fd)
+
+    def _take_cache(self, peer: _Peer, size: int) -> None:
+        """A worker has one already: from a sidecar before this one, or its own. The first becomes the pod's."""
+        fd = peer.stream.take_fd()
+        try:
+            if self._cache is None and size == max(self._cache_bytes, SMALLEST):
+                self._cache = received_cache(fd, size)
+        except (NotACacheError, OSError) as error:
+            log.error("a worker's feature cache cannot be used", extra={"reason": str(error)})
+        finally:
+            os.close(fd)
 
     # --- actions
 
@@ -479,6 +523,7 @@ async def _serve(settings: Settings) -> None:
             source,
             settings.state_dir,
             check_expressions=not settings.numerix.host,
+            cache_bytes=settings.feature_cache_bytes,
         )
         board = Board("config")
         ConfigMeters(board, sidecar, settings.run_dir)

@@ -24,7 +24,8 @@ from dag.plan import Plan
 from dag.topology import topology
 from frontdoor.services import METHODS
 from shared.board import Board
-from shared.feature_cache import FeatureCache, cache_segment
+from shared.cache_memory import cache_segment
+from shared.feature_cache import FeatureCache
 from shared.shm_matrix import MatrixPool
 from sidecar.catalog import Catalog
 from sidecar.source import CONFIGS, EXPRESSIONS, Text

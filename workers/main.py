@@ -22,7 +22,7 @@ from dag.topology import TopologyCache
 from shared import logs, process
 from shared.board import Board
 from shared.config_link import ConfigLink
-from shared.feature_cache import FeatureCache, cache_segment
+from shared.feature_cache import FeatureCache
 from shared.frames import Hello, Readiness, State
 from shared.log_link import LogLink
 from shared.publishing import Publisher, VersionMeter
@@ -79,6 +79,8 @@ class Worker:
             self.board,
         )
         self.upstreams = WorkerUpstreams(settings, self.board)
+        cache_bytes = settings.feature_cache_bytes
+        self.cache = FeatureCache(capacity=cache_bytes) if cache_bytes else None
         self.follower = Follower(
             loop,
             self.service.plans,
@@ -90,17 +92,16 @@ class Worker:
             on_retiring=self._retiring,
         )
         self.config_link = ConfigLink(
-            loop, run_dir / "config.sock", worker=settings.index, follower=self.follower
+            loop,
+            run_dir / "config.sock",
+            worker=settings.index,
+            follower=self.follower,
+            cache=self.cache,
         )
         self.publisher = Publisher(loop, self.board, settings)
         self._version = VersionMeter(self.board)
         self.board.before_publishing(self._gather)
         self._topologies = TopologyCache(settings.topology_cache_size, settings.topology_cache_ttl_s)
-        self._cache = (
-            FeatureCache(cache_segment(settings.feature_cache_bytes))
-            if settings.feature_cache_bytes
-            else None
-        )
         self._bounds = Bounds(
             onfs_timeout=settings.onfs.deadline_ms / 1000,
             onfs_batch=settings.onfs.batch_size,
@@ -161,7 +162,7 @@ class Worker:
                 topology,
                 upstreams=self.upstreams,
                 expressions=expressions,
-                cache=self._cache,
+                cache=self.cache,
                 bounds=self._bounds,
                 board=self.board,
             )

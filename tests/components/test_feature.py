@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from components.feature import cause
 from dag.plan import Plan
 from proto import onfs_pb2
+from shared.cache_memory import cache_segment
 from shared.datatypes import DataType, data_type
-from shared.feature_cache import FeatureCache, cache_segment
+from shared.feature_cache import FeatureCache
 from shared.shm_matrix import Slot
 from tests.components.running import (
     Answer,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shared import cache_kernels as kernels
-from shared.feature_cache import CacheKey, FeatureCache, NotACacheError, cache_segment
+from shared.cache_memory import HEADER_WORDS, SET_WORDS, NotACacheError, cache_segment, sets_of
+from shared.feature_cache import CacheKey, FeatureCache
 from shared.segments import Segment
 from tests.effort import tries
 from tests.shared.cached import KEY, Key, Line, Memory, Shape, cells_of, look_up, places, remember
@@ -252,7 +252,7 @@ def test_every_bit_of_a_record_is_checked(bit: int) -> None:
     keys = numbered(0, 1)
     remember(cache, {keys[0]: cells_of(keys[0], NUMBERS)}, NUMBERS)
     words = segment.bytes.view(np.uint64)
-    log = kernels.HEADER_WORDS + kernels.SET_WORDS * kernels.sets_of(len(words))
+    log = HEADER_WORDS + SET_WORDS * sets_of(len(words))
     record = np.flatnonzero(words[log:])  # the only one
     assert len(record) == 40
     for at in (log + record).tolist():

@@ -12,6 +12,7 @@ from shared.frames import (
     NO_METADATA,
     Activate,
     Answer,
+    Cache,
     Cancel,
     Connected,
     Frame,
@@ -54,6 +55,7 @@ ALL = (
         Connected,
         Notice,
         Retiring,
+        Cache,
     ),
     *(Lend, LogSegment, LogConfig, HandOver, Release, LogQuery, LogStatus),
 )
@@ -79,6 +81,7 @@ frames = st.one_of(
     st.builds(Retiring, u32),
     st.builds(Connected, st.lists(texts, max_size=4).map(tuple)),
     st.builds(Notice, texts),
+    st.builds(Cache, u64),
     st.builds(Lend, u32, u32),
     st.builds(LogSegment, u64, u64),
     st.builds(LogConfig, u32, u32, bodies),
@@ -195,6 +198,7 @@ def test_the_wire_is_the_documented_one() -> None:
     assert Activate(1).encode() == bytes.fromhex("09000000 13 0100000000000000")
     assert Connected(("a",)).encode() == bytes.fromhex("06000000 14") + b'["a"]'
     assert Retiring(3).encode() == bytes.fromhex("05000000 16 03000000")
+    assert Cache(0x4000).encode() == bytes.fromhex("09000000 17 0040000000000000")
     assert Notice("é").encode() == bytes.fromhex("03000000 15 c3a9")
     assert Lend(1, 2).encode() == bytes.fromhex("09000000 20 01000000 02000000")
     assert LogSegment(1, 2).encode() == bytes.fromhex("11000000 21 0100000000000000 0200000000000000")
