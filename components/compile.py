@@ -263,6 +263,7 @@ class _Compiler:
             outputs=tuple(outputs),
             blocks=blocks,
             for_slates=model.slate_component,
+            reference=self.bounds.reference_codecs,
         )
 
     def _routes(

@@ -42,9 +42,10 @@ class Column(NamedTuple):
 
 
 class BroughtSlates(NamedTuple):
-    """The pairs or slates of a request: how many, the target rows of each, and their own features."""
+    """The pairs or slates of a request: their target rows, as in dag.component.Slates, and their features."""
 
-    targets: list[npt.NDArray[np.int32]]
+    rows: npt.NDArray[np.int32]
+    bounds: npt.NDArray[np.int64]
     columns: Sequence[Column]
 
 
@@ -65,8 +66,9 @@ def initialize(plan: Plan, brought: Brought, slot: Slot) -> Scoring:
         matrix.texts[external] = TextColumn.same(slot, text)
     if brought.slates is None:
         return Scoring(matrix)
-    slates = _matrix(plan.slate_layout, len(brought.slates.targets), brought.slates.columns, texts)
-    return Scoring(matrix, Slates(slates, brought.slates.targets))
+    rows, bounds, columns = brought.slates
+    slates = _matrix(plan.slate_layout, len(bounds) - 1, columns, texts)
+    return Scoring(matrix, Slates(slates, rows, bounds))
 
 
 class _Texts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -16,20 +17,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from components import model_kernels
 from components.feature import cause
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
 from components.wire import WireError
-from dag.component import Call, Endpoint, Reply, Scoring, Steps
+from dag.component import Call, Endpoint, Reply, Scoring, Slates, Steps
 from dag.layout import BlockSpec
 from rpc.status import Status
-from shared.datatypes import DataType
+from shared.datatypes import DataType, tensor_name
 from shared.shm_matrix import VALUE, Block, CellBlock, Rows, ShmMatrix, VarBlock
 
 __all__ = ["ModelRoute", "Output", "Predator", "RequestHeads", "Score", "ScoreBlock"]
 
 
 RawRows = npt.NDArray[np.uint8]  # [rows, bytes a row]
+NO_LINES: Rows = np.empty(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class ScoreBlock:
 
 
 class RequestHeads:
-    """The heads of a model's requests, encoded once per number of rows and tensor shapes."""
+    """What stands before the tensors of a model's requests, encoded once per number of rows and tensor shapes."""
 
     LIMIT: Final = 1024  # heads kept: batches have few sizes
 
@@ -70,6 +73,9 @@ class RequestHeads:
         self._inputs = [(part.name, part.data_type) for part in inputs]
         self._outputs = [output.name for output in outputs]
         self._heads: dict[tuple[int, tuple[tuple[int, ...], ...]], bytes] = {}
+        self._fronts: dict[int, tuple[bytes, ...]] = {}
+        # Of numbers in a shape without a free dim, the number of rows says how many bytes they are.
+        self._rigid = all(part.data_type.size and -1 not in part.shape for part in inputs)
 
     def get(self, rows: int, shapes: Iterable[tuple[int, ...]]) -> bytes:
         """The head of a request of `rows` rows, each input having one of `shapes` a row."""
@@ -85,6 +91,27 @@ class RequestHeads:
                 self._heads.clear()
             self._heads[key] = head
         return head
+
+    def body(self, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
+        """A request for rows start … stop − 1, as parts."""
+        raws = [tensor.raw(start, stop) for tensor in tensors]
+        fronts = self._fronts.get(stop - start) if self._rigid else None
+        if fronts is None:
+            fronts = self._new_fronts(tensors, stop - start, raws)
+        if len(raws) == 1:
+            return fronts[0], raws[0]
+        return tuple(itertools.chain.from_iterable(zip(fronts, raws, strict=True)))
+
+    def _new_fronts(self, tensors: Sequence[Tensor], rows: int, raws: Sequence[bytes]) -> tuple[bytes, ...]:
+        """What stands before each of the raw contents."""
+        head = self.get(rows, [tensor.shape for tensor in tensors])
+        first, *others = (encode_raw(raw)[0] for raw in raws)
+        fronts = (head + first, *others)
+        if self._rigid:
+            if len(self._fronts) >= self.LIMIT:
+                self._fronts.clear()
+            self._fronts[rows] = fronts
+        return fronts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,6 +136,7 @@ class Predator:
     outputs: tuple[Output, ...]
     blocks: tuple[ScoreBlock, ...]
     for_slates: bool
+    reference: bool  # use the reference codecs
 
     def run(self, scoring: Scoring) -> Steps:
         if not self.for_slates:
@@ -127,42 +155,41 @@ class Predator:
         tensors, misfits = self._build(matrix, rows)
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
-        batches = self._batches(len(rows))
-        replies = yield _calls(self._route(scoring), tensors, batches, self.timeout)
-        scores = _Scores(self, matrix)
-        for (start, stop), reply in zip(batches, replies, strict=True):
-            try:
-                scores.put(start, stop, self._answer(reply), stop - start)
-            except WireError as error:
-                scoring.fail(self.name, str(error), rows[start:stop], error.kind)
-        scores.close()
+        bounds = self._bounds(len(rows))
+        replies = yield self._calls(self._route(scoring), tensors, bounds)
+        for number, error in self._write(matrix, replies, bounds, None):
+            scoring.fail(self.name, str(error), rows[bounds[number] : bounds[number + 1]], error.kind)
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
         tensors, _ = self._build(matrix, matrix.all_rows)
-        yield _calls(self._route(scoring), tensors, self._batches(matrix.rows), self.timeout)
+        yield self._calls(self._route(scoring), tensors, self._bounds(matrix.rows))
 
     def _run_slates(self, scoring: Scoring) -> Steps:
         slates = scoring.slates
         assert slates is not None
-        asked = [number for number, rows in enumerate(slates.targets) if len(rows)]
-        scores = _Scores(self, slates.matrix)
-        if asked:
-            calls = []
-            route = self._route(scoring)
-            for number in asked:
-                rows = slates.targets[number]
-                tensors, misfits = self._build(scoring.matrix, rows)
-                for misfit in misfits:
-                    scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
-                calls += _calls(route, tensors, [(0, len(rows))], self.timeout)
-            replies = yield calls
-            for number, reply in zip(asked, replies, strict=True):
-                try:
-                    scores.put(number, number + 1, self._answer(reply), len(slates.targets[number]))
-                except WireError as error:
-                    scoring.fail_slates(self.name, str(error), np.array([number], np.int32), error.kind)
-        scores.close()
+        asked, bounds = slates.asked()
+        calls = self._slate_calls(scoring, slates, asked, bounds)
+        replies = (yield calls) if calls else ()
+        for number, error in self._write(slates.matrix, replies, bounds, asked):
+            scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
+
+    def _slate_calls(
+        self, scoring: Scoring, slates: Slates, asked: Sequence[int], bounds: Sequence[int]
+    ) -> list[Call]:
+        """One call a slate. The rows of all slates are gathered in one go."""
+        route = self._route(scoring)
+        tensors, misfits = self._build(scoring.matrix, slates.rows)
+        if not misfits:
+            return self._calls(route, tensors, bounds)
+        # What most rows have, and so what does not fit, is for each slate to say.
+        calls = []
+        for number, (start, stop) in zip(asked, itertools.pairwise(bounds), strict=True):
+            tensors, misfits = self._build(scoring.matrix, slates.rows[start:stop])
+            for misfit in misfits:
+                scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
+            calls += self._calls(route, tensors, (0, stop - start))
+        return calls
 
     def _build(self, matrix: ShmMatrix, rows: Rows) -> tuple[list[Tensor], list[Misfit]]:
         """The tensors of these rows, and what did not fit into them."""
@@ -174,9 +201,17 @@ class Predator:
             misfits += found
         return tensors, misfits
 
-    def _batches(self, rows: int) -> list[tuple[int, int]]:
-        size = self.batch_size or rows
-        return [(at, min(at + size, rows)) for at in range(0, rows, size)]
+    def _bounds(self, rows: int) -> list[int]:
+        """Where each batch begins, and where the last one ends."""
+        return [*range(0, rows, self.batch_size or rows), rows]
+
+    def _calls(self, route: ModelRoute, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[Call]:
+        """One call for the rows from each bound to the next."""
+        endpoint, body, timeout = route.endpoint, route.heads.body, self.timeout
+        return [
+            Call(endpoint, body(tensors, start, stop), timeout, stop - start)
+            for start, stop in itertools.pairwise(bounds)
+        ]
 
     def _route(self, scoring: Scoring) -> ModelRoute:
         """Where all calls of a request go: random by percentage (validation has seen that they sum to 100)."""
@@ -186,6 +221,38 @@ class Predator:
             route = next(one for one in self.routes if roll <= one.upto)
         scoring.routes[self.name] = route.name
         return route
+
+    def _write(
+        self, matrix: ShmMatrix, replies: Sequence[Reply], bounds: Sequence[int], lines: Sequence[int] | None
+    ) -> list[tuple[int, WireError]]:
+        """Writes the scores; returns which answers had none, and why.
+
+        Answer i is about rows bounds[i] … bounds[i + 1] − 1, which are lines of the blocks. With `lines` only the
+        first of them is, and its line is lines[i].
+        """
+        scores = _Scores(self, matrix)
+        left: Iterable[int] = range(len(replies))
+        if self._reader is not None and replies:
+            left = self._reader.read(scores.blocks, replies, bounds, lines)
+        failed = []
+        for number in left:
+            start, stop = bounds[number], bounds[number + 1]
+            asked = stop - start
+            if lines is not None:
+                start, stop = lines[number], lines[number] + 1
+            try:
+                scores.put(start, stop, self._answer(replies[number]), asked)
+            except WireError as error:
+                failed.append((number, error))
+        scores.close()
+        return failed
+
+    @functools.cached_property
+    def _reader(self) -> _Reader | None:
+        """The kernel's way; None when the reference is to be used."""
+        if self.reference or not all(block.spec.width for block in self.blocks):
+            return None
+        return _Reader(self.outputs, len(self.blocks))
 
     @functools.cached_property
     def _wanted(self) -> tuple[tuple[str, DataType], ...]:
@@ -197,25 +264,53 @@ class Predator:
         return decode_outputs(reply.body, self._wanted)
 
 
-def _calls(
-    route: ModelRoute,
-    tensors: Sequence[Tensor],
-    batches: Sequence[tuple[int, int]],
-    timeout: float,
-) -> list[Call]:
-    """One call a batch."""
-    return [
-        Call(route.endpoint, _body(route, tensors, start, stop), timeout, stop - start)
-        for start, stop in batches
-    ]
+class _Reader:
+    """Reads answers of numbers into blocks by a kernel: its tables, made once."""
 
+    __slots__ = ("_outputs", "_scores", "_texts")
 
-def _body(route: ModelRoute, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
-    """A request for rows start … stop − 1, as parts."""
-    parts = [route.heads.get(stop - start, [tensor.shape for tensor in tensors])]
-    for tensor in tensors:
-        parts += encode_raw(tensor.raw(start, stop))
-    return tuple(parts)
+    def __init__(self, outputs: Sequence[Output], blocks: int) -> None:
+        texts = bytearray()
+        rows = []
+        scores: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
+        for number, output in enumerate(outputs):
+            size = output.data_type.size
+            name, kind = output.name.encode(), tensor_name(output.data_type).encode()
+            at = len(texts)
+            rows.append((at, len(name), at + len(name), len(kind), output.elements * size))
+            texts += name + kind
+            for score in output.scores:
+                scores[score.block].append((number, score.first * size, score.count * size, score.column))
+        self._texts = np.frombuffer(bytes(texts), np.uint8)
+        self._outputs = np.array(rows, np.int64).reshape(-1, 5)
+        self._scores = [np.array(part, np.int64).reshape(-1, 4) for part in scores]
+
+    def read(
+        self,
+        blocks: Sequence[Block],
+        replies: Sequence[Reply],
+        bounds: Sequence[int],
+        lines: Sequence[int] | None,
+    ) -> Sequence[int]:
+        """Writes what it can, as `Predator._write`; returns the numbers of the answers that it left alone."""
+        bodies = [b"" if reply.status else reply.body for reply in replies]
+        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+        ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
+        codes = np.empty(len(bodies), np.int32)
+        rows = np.array(bounds, np.int64)
+        places = NO_LINES if lines is None else np.array(lines, np.int32)
+        left = 0
+        for block, scores in zip(blocks, self._scores, strict=True):
+            assert isinstance(block, CellBlock)
+            left = model_kernels.read_model_scores(
+                np.frombuffer(joined, np.uint8), ends, rows, places, self._texts,
+                self._outputs, scores, block.flat, block.states, codes,
+            )  # fmt: skip
+            assert left >= 0, left
+        return np.flatnonzero(codes).tolist() if left else ()
+
+    def __repr__(self) -> str:
+        return f"<_Reader {len(self._outputs)} outputs, {len(self._scores)} blocks>"
 
 
 class _Scores:
@@ -226,13 +321,13 @@ class _Scores:
         self._matrix = matrix
         self._numbers = [block.number for block in predator.blocks]
         self._texts: dict[int, list[tuple[int, int, bytes]]] = {}
-        self._blocks: list[Block] = []
+        self.blocks: list[Block] = []
         for position, block in enumerate(predator.blocks):
             columns = len(block.spec.columns)
             if block.spec.width:
-                self._blocks.append(CellBlock.empty(matrix.slot, matrix.rows, columns, block.spec.width))
+                self.blocks.append(CellBlock.empty(matrix.slot, matrix.rows, columns, block.spec.width))
             else:
-                self._blocks.append(VarBlock(matrix.slot, matrix.rows, columns))
+                self.blocks.append(VarBlock(matrix.slot, matrix.rows, columns))
                 self._texts[position] = []
 
     def put(self, start: int, stop: int, answers: Sequence[bytes], asked: int) -> None:
@@ -252,7 +347,7 @@ class _Scores:
 
     def close(self) -> None:
         """Hands the blocks to the matrix."""
-        for position, block in enumerate(self._blocks):
+        for position, block in enumerate(self.blocks):
             if isinstance(block, VarBlock):
                 block.fill(self._matrix.slot, self._texts[position])
             self._matrix.blocks[self._numbers[position]] = block
@@ -261,7 +356,7 @@ class _Scores:
         size = output.data_type.size
         lines = values[: stop - start]  # one line alone is broadcast by the assignment
         for score in output.scores:
-            block = self._blocks[score.block]
+            block = self.blocks[score.block]
             assert isinstance(block, CellBlock)
             cells = lines[:, score.first * size : (score.first + score.count) * size]
             block.cells[start:stop, score.column] = cells

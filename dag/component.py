@@ -14,6 +14,7 @@ calls on them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -84,11 +85,27 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class Slates:
-    """The pairs or slates of a request: a matrix with one row each, and the target rows that each names."""
+    """The pairs or slates of a request: a matrix with one row each, and the target rows that each names.
+
+    `rows` (int32) has the row numbers of the target matrix, slate after slate: those of slate i are
+    rows[bounds[i] : bounds[i + 1]]. `bounds` is int64 [slates + 1].
+    """
 
     matrix: ShmMatrix
-    targets: list[npt.NDArray[np.int32]]  # per slate, row numbers of the target matrix
+    rows: npt.NDArray[np.int32]
+    bounds: npt.NDArray[np.int64]
     failures: list[Failure] = dataclasses.field(default_factory=list)
+
+    def asked(self) -> tuple[list[int], list[int]]:
+        """The numbers of the slates that name any rows, and the bounds of these alone."""
+        bounds = self.bounds.tolist()
+        asked = [number for number, (start, stop) in enumerate(itertools.pairwise(bounds)) if start < stop]
+        return asked, [*(bounds[number] for number in asked), bounds[-1]]
+
+    @property
+    def targets(self) -> list[npt.NDArray[np.int32]]:
+        """The rows of each slate."""
+        return [self.rows[start:stop] for start, stop in itertools.pairwise(self.bounds.tolist())]
 
 
 class Scoring:

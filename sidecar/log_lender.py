@@ -206,4 +206,5 @@ def _slates(record: Record) -> Slates | None:
     targets = np.frombuffer(notes.slate_targets, np.int32)
     if len(sizes) != record.slates.rows or sizes.sum() != len(targets):
         raise RecordError(f"{len(sizes)} slates with {len(targets)} targets, {record.slates.rows} rows")
-    return Slates(record.slates, np.split(targets, np.cumsum(sizes[:-1])), _failures(notes.slate_failures))
+    bounds = np.cumsum([0, *sizes.tolist()], dtype=np.int64)
+    return Slates(record.slates, targets, bounds, _failures(notes.slate_failures))

@@ -77,8 +77,8 @@ def _notes(served: Served) -> Notes:
 
 
 def _slates(slates: Slates) -> tuple[Failures, bytes, bytes]:
-    sizes = np.fromiter(map(len, slates.targets), np.int32, len(slates.targets))
-    return _failures(slates.failures), sizes.tobytes(), np.concatenate(slates.targets).tobytes()
+    sizes = np.diff(slates.bounds).astype(np.int32)
+    return _failures(slates.failures), sizes.tobytes(), slates.rows.tobytes()
 
 
 def _failures(failures: Iterable[Failure]) -> Failures:

@@ -33,7 +33,6 @@ SLATE_TARGETS = 0x3A  # field 7, in pair and slate requests
 # fewer cells than its body has bytes; one with gaps may be as large as that of a usual body.
 CELLS_FOR_ALL = 4 << 20
 
-TargetRows = list[npt.NDArray[np.int32]]
 M = TypeVar("M", bound=Message)
 
 
@@ -81,14 +80,15 @@ def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
         columns = _predict_columns(plan, request, targets, reading)
         if not request.pairs:
             raise BadRequest("pairs is empty: at least one pair is needed")
-        rows: TargetRows = []
-        for number, pair in enumerate(request.pairs):
-            first, second = pair.first_target_index, pair.second_target_index
-            _check_index(f"pairs[{number}].first_target_index", first, targets.rows)
-            _check_index(f"pairs[{number}].second_target_index", second, targets.rows)
-            rows.append(np.array((first, second), np.int32))
+        rows = np.array(
+            [(pair.first_target_index, pair.second_target_index) for pair in request.pairs], np.int32
+        ).reshape(-1)
+        if (place := _outside(rows, targets.rows)) is not None:
+            field = ("first_target_index", "second_target_index")[place % 2]
+            raise _wrong_index(f"pairs[{place // 2}].{field}", int(rows[place]), targets.rows)
+        bounds = np.arange(0, len(rows) + 1, 2)
         own = _slate_columns(request, request.pair_input_schema, request.pairs, "pair", reading)
-        return Brought(targets.rows, columns, BroughtSlates(rows, own), targets.body)
+        return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
 
@@ -102,14 +102,16 @@ def _slate_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
         columns = _predict_columns(plan, request, targets, reading)
         if not request.slates:
             raise BadRequest("slates is empty: at least one slate is needed")
-        rows: TargetRows = []
-        for number, slate in enumerate(request.slates):
-            indices = np.array(slate.target_indices, np.int32)
-            for place in np.flatnonzero((indices < 0) | (indices >= targets.rows)).tolist():
-                _check_index(f"slates[{number}].target_indices[{place}]", int(indices[place]), targets.rows)
-            rows.append(indices)
+        named = [slate.target_indices for slate in request.slates]
+        bounds = np.zeros(len(named) + 1, np.int64)
+        np.cumsum([len(indices) for indices in named], out=bounds[1:])
+        rows = np.fromiter(itertools.chain.from_iterable(named), np.int32, int(bounds[-1]))
+        if (place := _outside(rows, targets.rows)) is not None:
+            number = int(np.searchsorted(bounds, place, "right")) - 1
+            field = f"slates[{number}].target_indices[{place - int(bounds[number])}]"
+            raise _wrong_index(field, int(rows[place]), targets.rows)
         own = _slate_columns(request, request.slate_input_schema, request.slates, "slate", reading)
-        return Brought(targets.rows, columns, BroughtSlates(rows, own), targets.body)
+        return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
 
@@ -142,9 +144,16 @@ def _parsed(kind: type[M], body: bytes, rest: bytes | None = None) -> M:
         raise BadRequest(f"the body of {len(body)} bytes is no {kind.DESCRIPTOR.name}") from error
 
 
-def _check_index(field: str, index: int, targets: int) -> None:
-    if not 0 <= index < targets:
-        raise BadRequest(f"{field} is {index}, but there are {targets} targets (0 to {targets - 1})")
+def _outside(rows: npt.NDArray[np.int32], targets: int) -> int | None:
+    """The place of the first index that is none of so many targets."""
+    # As unsigned numbers, negative ones are large.
+    if not len(rows) or int(rows.view(np.uint32).max()) < targets:
+        return None
+    return int(np.argmax(rows.view(np.uint32) >= targets))
+
+
+def _wrong_index(field: str, index: int, targets: int) -> BadRequest:
+    return BadRequest(f"{field} is {index}, but there are {targets} targets (0 to {targets - 1})")
 
 
 def _good_names(plan: Plan, names: Sequence[str]) -> bool:

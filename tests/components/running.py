@@ -25,7 +25,7 @@ from dag.topology import topology
 from shared.board import Board
 from shared.datatypes import DataType
 from shared.feature_cache import FeatureCache
-from shared.shm_matrix import MatrixPool, ShmMatrix, Slot
+from shared.shm_matrix import MatrixPool, Rows, ShmMatrix, Slot
 
 __all__ = [
     "Answer",
@@ -38,6 +38,7 @@ __all__ = [
     "failed_rows",
     "failures",
     "matrix_pool",
+    "named",
     "raw_column",
     "run",
     "scoring_of",
@@ -157,7 +158,13 @@ def brought(
             parts.append(Column(name, DataType.STRING, values))
     if slates is None:
         return Brought(rows, parts)
-    return Brought(rows, parts, BroughtSlates([np.array(targets, np.int32) for targets in slates], []))
+    return Brought(rows, parts, BroughtSlates(*named(slates), []))
+
+
+def named(slates: Sequence[Sequence[int]]) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """The target rows of slates one after the other, and their bounds, as in dag.component.Slates."""
+    rows = np.array([row for targets in slates for row in targets], np.int32)
+    return rows, np.cumsum([0, *map(len, slates)], dtype=np.int64)
 
 
 @contextmanager

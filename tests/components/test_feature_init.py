@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from components.feature_init import Brought, BroughtSlates, Column, Places, initialize
 from shared.datatypes import DataType
 from shared.shm_matrix import MatrixFull, MatrixPool
-from tests.components.running import compiled, config_of, matrix_pool
+from tests.components.running import compiled, config_of, matrix_pool, named
 
 PLAN = compiled(
     config_of(
@@ -91,9 +91,7 @@ def test_places_in_the_body(values: list[bytes], before: bytes) -> None:
 
 
 def test_slates_have_a_matrix_of_their_own() -> None:
-    slates = BroughtSlates(
-        [np.array([0, 1], np.int32), np.array([1], np.int32)], [Column("x", DataType.STRING, [b"p", b"q"])]
-    )
+    slates = BroughtSlates(*named([[0, 1], [1]]), [Column("x", DataType.STRING, [b"p", b"q"])])
     with matrix_pool() as slot:
         scoring = initialize(PLAN, Brought(2, [Column("x", DataType.STRING, [b"1", b"2"])], slates), slot)
         assert scoring.slates is not None

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-TESTS = [HERE / name for name in ("test_kernels.py", "test_tensor_kernels.py", "test_value_kernels.py")]
+TESTS = [
+    HERE / name
+    for name in (
+        "test_kernels.py",
+        "test_model_kernels.py",
+        "test_tensor_kernels.py",
+        "test_value_kernels.py",
+    )
+]
 ROOT = HERE.parents[1]
 
 CHECKED = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,7 +68,9 @@ def shown(brought: Brought) -> dict[str, Any]:
         "columns": [column_of(c, brought.body) for c in brought.columns],
     }
     if brought.slates is not None:
-        out["targets"] = [targets.tolist() for targets in brought.slates.targets]
+        out["targets"] = [
+            brought.slates.rows[a:b].tolist() for a, b in pairwise(brought.slates.bounds.tolist())
+        ]
         out["slates"] = [column_of(column, brought.body) for column in brought.slates.columns]
     return out
 

@@ -19,7 +19,7 @@ from dag.plan import Answer, OutputColumn, OutputColumns, Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
 from shared.shm_matrix import CellBlock, ShmMatrix, Slot, TextColumn, TypedColumn, VarBlock
-from tests.components.running import matrix_pool
+from tests.components.running import matrix_pool, named
 from tests.dag.plans import EMPTY_LAYOUT, plan_of
 from tests.effort import tries
 from workers import responses
@@ -308,7 +308,7 @@ def test_a_slate_wise_answer_is_both_matrices(
     )
     with matrix_pool() as slot:
         table, slate_table = Table(slot, rows, columns, index), Table(slot, count, own)
-        scoring = Scoring(table.matrix, Slates(slate_table.matrix, [np.array(t, np.int32) for t in targets]))
+        scoring = Scoring(table.matrix, Slates(slate_table.matrix, *named(targets)))
         assert scoring.slates is not None
         fail(scoring, found)
         for component, cause, marked in slates_found:

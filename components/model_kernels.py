@@ -1,0 +1,226 @@
+"""Answers of models into columns: the hot half of `components.triton_wire` and `components.predator`.
+
+The rules are those of `components.kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from components.kernels import (
+    I32,
+    I64,
+    I64_2,
+    INT,
+    MALFORMED,
+    NO_ROOM,
+    U8,
+    U8_OUT,
+    UNUSUAL,
+    VALUE,
+    _ascii,
+    _copy,
+    _inline,
+    _kernel,
+    _length,
+    _skip_text,
+    _skip_varint,
+    _tag,
+)
+
+__all__ = ["NAME", "NAME_SIZE", "TYPE", "TYPE_SIZE", "WIDTH", "read_model_scores"]
+
+NAME, NAME_SIZE, TYPE, TYPE_SIZE, WIDTH = range(5)  # columns of the table of outputs
+OUTPUT, FIRST, SIZE, COLUMN = range(4)  # columns of the table of scores
+
+
+@_inline
+def _same(data, start, stop, other, begin, size):
+    """Whether these bytes are equal."""
+    if stop - start != size:
+        return False
+    different = np.uint8(0)
+    for i in range(size):
+        different |= data[start + i] ^ other[begin + i]
+    return different == 0
+
+
+@_inline
+def _skip_numbers(data, at, end):
+    """The place after a packed field of varints whose length stands at `at`."""
+    at, stop = _length(data, at, end)
+    while 0 <= at < stop:
+        at = _skip_varint(data, at, stop)
+    return at
+
+
+@_inline
+def _check_output(data, at, end, texts, outputs, number):
+    """0 when the InferOutputTensor in these bytes is what output `number` is to be, without typed contents."""
+    name_at = name_end = type_at = type_end = np.int64(0)
+    while at < end:
+        tag, at = _tag(data, at, end)
+        if at < 0:
+            return at
+        if tag == 0x0A:
+            name_at, at = _length(data, at, end)
+            if name_at < 0:
+                return MALFORMED
+            if not _ascii(data, name_at, at):
+                return UNUSUAL
+            name_end = at
+        elif tag == 0x12:
+            type_at, at = _length(data, at, end)
+            if type_at < 0:
+                return MALFORMED
+            if not _ascii(data, type_at, at):
+                return UNUSUAL
+            type_end = at
+        elif tag == 0x1A:
+            at = _skip_numbers(data, at, end)
+        elif tag == 0x18:
+            at = _skip_varint(data, at, end)
+        else:
+            return UNUSUAL
+        if at < 0:
+            return MALFORMED
+    if number >= outputs.shape[0]:
+        return 0  # nobody asked for it
+    if not _same(data, name_at, name_end, texts, outputs[number, NAME], outputs[number, NAME_SIZE]):
+        return UNUSUAL
+    if type_end > type_at and not _same(
+        data, type_at, type_end, texts, outputs[number, TYPE], outputs[number, TYPE_SIZE]
+    ):
+        return UNUSUAL
+    return 0
+
+
+@_inline
+def _find_outputs(data, at, end, texts, outputs, asked, places):
+    """Finds the raw contents of all outputs in one ModelInferResponse; 0, or why it is left to the reference.
+
+    places [outputs, 2]: where the contents begin, and how many rows they are.
+    """
+    wanted = outputs.shape[0]
+    heads = 0
+    found = 0
+    while at < end:
+        tag, at = _tag(data, at, end)
+        if at < 0:
+            return at
+        if tag == 0x0A or tag == 0x12 or tag == 0x1A:  # model_name, model_version, id
+            at = _skip_text(data, at, end)
+            if at < 0:
+                return at
+        elif tag == 0x2A:
+            start, at = _length(data, at, end)
+            if start < 0:
+                return MALFORMED
+            code = _check_output(data, start, at, texts, outputs, heads)
+            if code < 0:
+                return code
+            heads += 1
+        elif tag == 0x32:
+            start, at = _length(data, at, end)
+            if start < 0:
+                return MALFORMED
+            if found < wanted:
+                width = outputs[found, WIDTH]
+                size = at - start
+                rows = size // width if width > 0 else 0
+                if rows < 1 or rows * width != size or (rows != 1 and rows != asked):
+                    return UNUSUAL
+                places[found, 0] = start
+                places[found, 1] = rows
+            found += 1
+        else:
+            return UNUSUAL
+    return 0 if heads >= wanted and found >= wanted else UNUSUAL
+
+
+@_kernel(
+    INT(
+        U8, I64, I64, I32, U8, I64_2, I64_2, U8_OUT, types.uint8[:, ::1], types.int32[::1]
+    )
+)  # fmt: skip
+def read_model_scores(
+    bodies: Any,
+    ends: Any,
+    bounds: Any,
+    lines: Any,
+    texts: Any,
+    outputs: Any,
+    scores: Any,
+    flat: Any,
+    states: Any,
+    codes: Any,
+) -> int:
+    """Writes the scores of one block from ModelInferResponses that stand one after the other.
+
+    Answer i ends at ends[i] of `bodies` and is about rows bounds[i] … bounds[i + 1] − 1. Its rows go to lines of
+    these numbers; with `lines`, only the first one does, to line lines[i]. A single answered row is broadcast.
+    outputs [outputs, 5]: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH:
+    bytes a row. scores [scores, 4]: OUTPUT the number of the output, FIRST, SIZE which bytes of its row, COLUMN
+    where they go in the block of `flat` and `states` [lines, columns], whose cells have SIZE bytes.
+    codes [answers]: 0, or why nothing was written of an answer. UNUSUAL: other outputs than these in this order, or
+    other numbers of rows. Returns how many codes are not 0, or NO_ROOM when the arguments do not fit each other.
+    Reference: triton_wire.decode_outputs and predator._Scores.
+    """
+    answers = ends.shape[0]
+    columns = states.shape[1]
+    if bounds.shape[0] != answers + 1 or codes.shape[0] < answers:
+        return NO_ROOM
+    for i in range(answers):
+        before = ends[i - 1] if i else np.int64(0)
+        if before < 0 or ends[i] < before or ends[i] > bodies.shape[0]:
+            return NO_ROOM
+        if lines.shape[0]:
+            if lines.shape[0] != answers or lines[i] < 0 or lines[i] >= states.shape[0]:
+                return NO_ROOM
+        elif bounds[i] < 0 or bounds[i + 1] < bounds[i] or bounds[i + 1] > states.shape[0]:
+            return NO_ROOM
+    for s in range(scores.shape[0]):
+        size = scores[s, SIZE]
+        if (
+            scores[s, OUTPUT] < 0 or scores[s, OUTPUT] >= outputs.shape[0]
+            or scores[s, COLUMN] < 0 or scores[s, COLUMN] >= columns
+            or scores[s, FIRST] < 0 or size < 0
+            or scores[s, FIRST] + size > outputs[scores[s, OUTPUT], WIDTH]
+            or size * columns * states.shape[0] > flat.shape[0]
+        ):  # fmt: skip
+            return NO_ROOM
+    for o in range(outputs.shape[0]):
+        for part in (NAME, TYPE):
+            if outputs[o, part] < 0 or outputs[o, part] + outputs[o, part + 1] > texts.shape[0]:
+                return NO_ROOM
+    places = np.zeros((outputs.shape[0], 2), np.int64)
+    bad = 0
+    for i in range(answers):
+        asked = bounds[i + 1] - bounds[i]
+        begin = ends[i - 1] if i else np.int64(0)
+        code = _find_outputs(bodies, begin, ends[i], texts, outputs, asked, places)
+        codes[i] = code
+        if code < 0:
+            bad += 1
+            continue
+        first = np.int64(lines[i]) if lines.shape[0] else bounds[i]
+        count = np.int64(1) if lines.shape[0] else asked
+        for s in range(scores.shape[0]):
+            output, size, column = scores[s, OUTPUT], scores[s, SIZE], scores[s, COLUMN]
+            start = places[output, 0] + scores[s, FIRST]
+            step = outputs[output, WIDTH] if places[output, 1] > 1 else 0
+            for row in range(count):
+                place = ((first + row) * columns + column) * size
+                if size == 4:
+                    flat[place] = bodies[start]
+                    flat[place + 1] = bodies[start + 1]
+                    flat[place + 2] = bodies[start + 2]
+                    flat[place + 3] = bodies[start + 3]
+                else:
+                    _copy(bodies, start, size, flat, place)
+                states[first + row, column] = VALUE
+                start += step
+    return bad

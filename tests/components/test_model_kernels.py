@@ -1,0 +1,196 @@
+"""Answers of models read by the kernel, against protobuf and `triton_wire.decode_outputs`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.kernels import NO_ROOM, VALUE
+from components.model_kernels import read_model_scores
+from components.triton_wire import decode_outputs
+from components.wire import WireError
+from proto import triton_pb2
+from shared.datatypes import DataType
+from shared.shm_matrix import ABSENT
+from tests.components.memory import CANARY, array, canaries
+from tests.components.messages import LENGTH, PADS, broken, cut_anywhere, field, unknown_fields, written
+
+Response = triton_pb2.ModelInferResponse
+
+WANTED = (("a", DataType.FP32), ("bb", DataType.INT32))
+TEXTS = array(b"_aFP32bbINT32")
+OUTPUTS = np.array([(1, 1, 2, 4, 8), (6, 2, 8, 5, 4)], np.int64)  # a: two elements a row, bb: one
+SCORES = np.array([(0, 0, 4, 2), (0, 4, 4, 0), (1, 0, 4, 1)], np.int64)
+COLUMNS = 3
+
+
+def decoded(body: bytes, asked: int) -> list[list[bytes]] | None:
+    """The cells of each answered row by the reference, in the order of columns; None when there are none."""
+    try:
+        a, b = decode_outputs(body, WANTED)
+    except WireError:
+        return None
+    rows = []
+    for raw, width in ((a, 8), (b, 4)):
+        lines = [raw[at : at + width] for at in range(0, len(raw), width)]
+        if len(raw) % width or len(lines) not in (1, asked):
+            return None
+        rows.append(lines * asked if len(lines) == 1 else lines)
+    return [[first[4:], second, first[:4]] for first, second in zip(*rows, strict=True)]
+
+
+def hold(bodies: Sequence[bytes], counts: Sequence[int], lines: Sequence[int] | None = None) -> list[bool]:
+    """Reads the answers both ways; returns which of them the kernel read."""
+    bounds = [0, *itertools.accumulate(counts)]
+    height = bounds[-1] if lines is None else max(lines) + 1
+    flat = canaries(height * COLUMNS * 4)
+    states = np.zeros((height, COLUMNS), np.uint8)
+    codes = np.full(len(bodies), 9, np.int32)
+    left = read_model_scores(
+        array(b"".join(bodies)), np.array([*itertools.accumulate(map(len, bodies))], np.int64),
+        np.array(bounds, np.int64), np.array([] if lines is None else lines, np.int32), TEXTS, OUTPUTS, SCORES,
+        flat, states, codes,
+    )  # fmt: skip
+    assert left == np.count_nonzero(codes)
+    written_lines = set()
+    for number, body in enumerate(bodies):
+        if codes[number]:
+            continue
+        rows = decoded(body, counts[number])
+        assert rows is not None, "the kernel reads what the reference refuses"
+        places = range(bounds[number], bounds[number + 1]) if lines is None else [lines[number]]
+        for line, cells in zip(places, rows, strict=False):
+            written_lines.add(line)
+            for column, cell in enumerate(cells):
+                at = (line * COLUMNS + column) * 4
+                assert flat[at : at + 4].tobytes() == cell
+    cells_of_lines = flat.reshape(height, COLUMNS * 4)
+    for line in range(height):
+        assert (states[line] == (VALUE if line in written_lines else ABSENT)).all()
+        assert line in written_lines or (cells_of_lines[line] == CANARY).all()
+    return [code == 0 for code in codes.tolist()]
+
+
+def usual(rows: int, seed: int = 0) -> bytes:
+    """As a model server answers."""
+    values = np.arange(3 * rows, dtype="<i4") + 100 * seed
+    return Response(
+        model_name="ranker",
+        model_version="1",
+        outputs=[
+            Response.InferOutputTensor(name="a", datatype="FP32", shape=[rows, 2]),
+            Response.InferOutputTensor(name="bb", datatype="INT32", shape=[rows, 1]),
+        ],
+        raw_output_contents=[values[: 2 * rows].tobytes(), values[2 * rows :].tobytes()],
+    ).SerializeToString()
+
+
+def test_what_is_usual_is_read() -> None:
+    assert hold([usual(5)], [5]) == [True]
+    assert hold([usual(3, 1), usual(3, 2), usual(2, 3)], [3, 3, 2]) == [True] * 3
+    assert hold([usual(3, 1), usual(4, 2)], [3, 4], lines=[4, 1]) == [True] * 2
+    assert hold([usual(1)], [6]) == [True]  # one row for all
+
+
+def test_an_answer_that_is_none_leaves_its_lines_alone() -> None:
+    assert hold([usual(2), b"", usual(2)], [2, 2, 2]) == [True, False, True]
+    assert hold([usual(2), usual(3), usual(2)], [2, 2, 2]) == [True, False, True]
+    assert hold([b"", usual(2)], [2, 2], lines=[1, 0]) == [False, True]
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[bytes, int]:
+    """An answer to so many rows in any shape, and now and then one that is no answer to them."""
+    rows = draw(st.integers(1, 4))
+    answered = draw(st.sampled_from([rows, rows, rows, 1, 0, 2]))
+    names = draw(st.permutations(["a", "bb"]) | st.just(["a", "bb"]) | st.just(["a", "bb", "é"]))
+    kinds = {"a": "FP32", "bb": "INT32"}
+    parts = []
+    for name in names:
+        kind = draw(st.sampled_from([kinds.get(name, ""), kinds.get(name, ""), "", "FP64"]))
+        fields = [field(1, LENGTH, name.encode(), draw(PADS), draw(PADS))]
+        if kind:
+            fields.append(field(2, LENGTH, kind.encode()))
+        fields.append(
+            draw(st.sampled_from([b"\x18\x05", field(3, LENGTH, b"\x05\x80\x01"), field(3, LENGTH, b"\x80")]))
+        )
+        inside = draw(
+            written(fields, draw(unknown_fields(1, 2, 3, most=1) if draw(st.booleans()) else st.just([])))
+        )
+        parts.append(field(5, LENGTH, inside, draw(PADS), draw(PADS)))
+        parts.append(field(6, LENGTH, bytes(range(answered * (8 if name == "a" else 4)))))
+    extra = draw(unknown_fields(1, 2, 3, 4, 5, 6, most=1) if draw(st.booleans()) else st.just([]))
+    texts = st.sampled_from([b"m", b"", "é".encode(), b"\xff"])
+    extra += [field(n, LENGTH, draw(texts)) for n in draw(st.lists(st.integers(1, 4), max_size=2))]
+    return draw(written(parts, extra)), rows
+
+
+@given(st.lists(answers(), min_size=1, max_size=3), st.booleans())
+def test_answers_of_any_shape(made: list[tuple[bytes, int]], slates: bool) -> None:
+    bodies, counts = [body for body, _ in made], [rows for _, rows in made]
+    hold(bodies, counts, list(range(len(bodies)))[::-1] if slates else None)
+
+
+@given(st.data(), st.integers(1, 3))
+def test_broken_answers(data: st.DataObject, rows: int) -> None:
+    hold([data.draw(broken(usual(rows))), usual(rows)], [rows, rows])
+
+
+@given(st.binary(max_size=40))
+def test_random_bytes(body: bytes) -> None:
+    hold([body], [1])
+
+
+def test_answers_cut_anywhere() -> None:
+    for body in cut_anywhere(usual(2)):
+        assert hold([body], [2]) == [False]
+
+
+GOOD = {
+    "ends": [len(usual(2))],
+    "bounds": [0, 2],
+    "lines": [],
+    "outputs": OUTPUTS.tolist(),
+    "scores": SCORES.tolist(),
+    "height": 2,
+}
+BAD = [
+    {"ends": [len(usual(2)) + 1]},
+    {"ends": [-1]},
+    {"bounds": [0, 3]},
+    {"bounds": [-1, 1]},
+    {"bounds": [2, 0]},
+    {"bounds": [0]},
+    {"lines": [2]},
+    {"lines": [-1]},
+    {"lines": [0, 1]},
+    {"height": 1},
+    {"outputs": [(1, 1, 2, 99, 8), (6, 2, 8, 5, 4)]},
+    {"outputs": [(-1, 1, 2, 4, 8), (6, 2, 8, 5, 4)]},
+    {"scores": [(0, 8, 4, 2)]},
+    {"scores": [(2, 0, 4, 2)]},
+    {"scores": [(-1, 0, 4, 2)]},
+    {"scores": [(0, 0, 4, 3)]},
+    {"scores": [(0, -4, 4, 0)]},
+    {"scores": [(0, 0, 8, 0)]},
+]
+
+
+@pytest.mark.parametrize("change", BAD, ids=map(str, BAD))
+def test_arguments_that_do_not_fit_each_other(change: dict[str, object]) -> None:
+    given_values = GOOD | change
+    height = given_values["height"]
+    assert isinstance(height, int)
+    flat, states = canaries(height * COLUMNS * 4), np.zeros((height, COLUMNS), np.uint8)
+    code = read_model_scores(
+        array(usual(2)), np.array(given_values["ends"], np.int64), np.array(given_values["bounds"], np.int64),
+        np.array(given_values["lines"], np.int32), TEXTS, np.array(given_values["outputs"], np.int64),
+        np.array(given_values["scores"], np.int64), flat, states, np.empty(1, np.int32),
+    )  # fmt: skip
+    assert code == NO_ROOM
+    assert (flat == CANARY).all()
