@@ -439,56 +439,64 @@ def read_result(
 # --- numerix
 
 
-@_kernel(INT(U8, I64, I32, INT, U8_2, INT, INT, U8_OUT))
+@_kernel(INT(U8, I64, I32, INT, I32, U8_2, I64, U8_OUT, types.int64[::1]))
 def encode_compute_rows(
-    heap: Any, starts: Any, sizes: Any, step: Any, values: Any, begin: Any, end: Any, out: Any
+    heap: Any,
+    starts: Any,
+    sizes: Any,
+    step: Any,
+    rows: Any,
+    values: Any,
+    bounds: Any,
+    out: Any,
+    ends: Any,
 ) -> int:
-    """Writes EntityScoreData.entity_scores (field 2) of rows begin … end − 1; returns the bytes written.
+    """Writes EntityScoreData.entity_scores (field 2), request after request; returns the bytes written.
 
-    The id text of row r is heap[starts[r × step] …]; step 0: all rows have one. values: float32, as
-    bytes [rows, 4 × variables].
-    Reference: numerix_wire.encode_compute.
+    Request i is about rows bounds[i] … bounds[i + 1] − 1 of `values` (float32, as bytes [rows, 4 × variables]), and
+    ends at ends[i] of `out`. The id text of row r is heap[starts[rows[r] × step] …]; step 0: all rows have one.
+    The caller vouches for rows, starts and sizes. Reference: numerix_wire.encode_compute.
     """
     variables = values.shape[1] // 4
     at = 0
-    for row in range(begin, end):
-        start = starts[row * step]
-        length = np.int64(sizes[row * step])
-        inner = 1 + _varint_bytes(length) + length + 6 * variables
-        outer = 1 + _varint_bytes(inner) + inner
-        if at + 12 + outer > out.shape[0]:
+    if bounds.shape[0] > ends.shape[0] + 1 or rows.shape[0] < values.shape[0]:
+        return NO_ROOM
+    for request in range(bounds.shape[0] - 1):
+        if bounds[request] < 0 or bounds[request + 1] > values.shape[0]:
             return NO_ROOM
-        out[at] = 0x12
-        at = _put_varint(out, at + 1, outer)
-        out[at] = 0x12
-        at = _put_varint(out, at + 1, inner)
-        out[at] = 0x0A
-        at = _put_varint(out, at + 1, length)
-        at = _copy(heap, start, length, out, at)
-        for variable in range(variables):
-            place = 4 * variable
+        for row in range(bounds[request], bounds[request + 1]):
+            start = starts[rows[row] * step]
+            length = np.int64(sizes[rows[row] * step])
+            inner = 1 + _varint_bytes(length) + length + 6 * variables
+            outer = 1 + _varint_bytes(inner) + inner
+            if at + 12 + outer > out.shape[0]:
+                return NO_ROOM
+            out[at] = 0x12
+            at = _put_varint(out, at + 1, outer)
+            out[at] = 0x12
+            at = _put_varint(out, at + 1, inner)
             out[at] = 0x0A
-            out[at + 1] = 4
-            out[at + 2] = values[row, place]
-            out[at + 3] = values[row, place + 1]
-            out[at + 4] = values[row, place + 2]
-            out[at + 5] = values[row, place + 3]
-            at += 6
+            at = _put_varint(out, at + 1, length)
+            at = _copy(heap, start, length, out, at)
+            for variable in range(variables):
+                place = 4 * variable
+                out[at] = 0x0A
+                out[at + 1] = 4
+                out[at + 2] = values[row, place]
+                out[at + 3] = values[row, place + 1]
+                out[at + 4] = values[row, place + 2]
+                out[at + 5] = values[row, place + 3]
+                at += 6
+        ends[request] = at
     return at
 
 
-@_kernel(INT(U8, INT, types.float32[::1]))
-def read_scores(body: Any, first: Any, scores: Any) -> int:
-    """Reads the FP32 scores of a NumerixResponseProto into scores[first …]; returns how many rows there were.
-
-    Reference: numerix_wire.decode_scores. UNUSUAL: anything but one computation_score_data with byte rows of an
-    id and a 4-byte value.
-    """
-    end = body.shape[0]
-    out = scores.view(np.uint32)
-    if end == 0 or body[0] != 0x0A:
+@_inline
+def _read_scores(body, begin, end, out, first, count):
+    """How many rows a NumerixResponseProto has, their scores (bits of float32) written from out[first] on."""
+    if begin == end or body[begin] != 0x0A:
         return UNUSUAL
-    at, stop = _length(body, 1, end)
+    at, stop = _length(body, begin + 1, end)
     if at < 0:
         return MALFORMED
     if stop != end:
@@ -526,7 +534,7 @@ def read_scores(body: Any, first: Any, scores: Any) -> int:
             if number == 1:
                 if inner - start != 4:
                     return UNUSUAL
-                if first + row >= scores.shape[0]:
+                if row >= count:
                     return UNUSUAL
                 out[first + row] = (
                     np.uint32(body[start])
@@ -539,6 +547,33 @@ def read_scores(body: Any, first: Any, scores: Any) -> int:
             return UNUSUAL
         row += 1
     return row
+
+
+@_kernel(INT(U8, I64, I64, types.float32[::1], I32_OUT))
+def read_scores(bodies: Any, ends: Any, bounds: Any, scores: Any, codes: Any) -> int:
+    """Reads the FP32 scores of NumerixResponseProtos that stand one after the other.
+
+    Answer i ends at ends[i] of `bodies`; its scores go to scores[bounds[i]] … scores[bounds[i + 1] − 1].
+    codes [answers]: 0, or why its scores are garbage: UNUSUAL, anything but one computation_score_data with byte
+    rows of an id and a 4-byte value, as many as asked for. Returns how many codes are not 0, or NO_ROOM when the
+    arguments do not fit each other. Reference: numerix_wire.decode_scores.
+    """
+    out = scores.view(np.uint32)
+    answers = ends.shape[0]
+    if bounds.shape[0] != answers + 1 or codes.shape[0] < answers:
+        return NO_ROOM
+    bad = 0
+    begin = np.int64(0)
+    for i in range(answers):
+        end, first, count = ends[i], bounds[i], bounds[i + 1] - bounds[i]
+        if end < begin or end > bodies.shape[0] or first < 0 or count < 0 or first + count > out.shape[0]:
+            return NO_ROOM
+        found = _read_scores(bodies, begin, end, out, first, count)
+        codes[i] = 0 if found == count else (found if found < 0 else UNUSUAL)
+        if found != count:
+            bad += 1
+        begin = end
+    return bad
 
 
 # --- requests

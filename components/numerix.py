@@ -7,7 +7,9 @@ value is zero; numbers enter as FP32. An expression that aggregates over rows se
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +18,27 @@ from components import numbers
 from components.columns import texts
 from components.expression import Expression, ExpressionError
 from components.feature import cause
-from components.numerix_wire import ComputeCodec
+from components.numerix_wire import ComputeCodec, decode_scores
 from components.tensors import Misfit, TensorInput
 from components.wire import WireError
-from dag.component import Call, Endpoint, Reply, Scoring, Steps
+from dag.component import Call, Endpoint, Reply, Scoring, Slates, Steps
 from dag.layout import ByteColumn, Source
 from rpc.status import Status
 from shared.datatypes import DataType
-from shared.shm_matrix import VALUE, Bytes, CellBlock, Rows, ShmMatrix, TextColumn
+from shared.shm_matrix import ABSENT, VALUE, Bytes, CellBlock, Rows, ShmMatrix, TextColumn
 
 __all__ = ["Numerix"]
 
 Floats = npt.NDArray[np.float32]
+_Scoring = Generator[Sequence[Call], Sequence[Reply], tuple[Floats, list[tuple[int, WireError]]]]
+
+
+class _Part(NamedTuple):
+    """Rows of the matrix, their values, and the bounds of the groups that are computed by themselves."""
+
+    rows: Rows
+    values: Bytes  # as Numerix._values
+    bounds: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +74,15 @@ class Numerix:
         values, misfits = self._values(matrix, rows)
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
-        batches = self._batches(len(rows))
-        outcomes: list[Floats | WireError]
-        if self.endpoint is None:
-            outcomes = [self._compute(values[batch]) for batch in batches]
-        else:
-            ids = self._ids(matrix, rows)
-            replies = yield [self._call(ids, values, batch) for batch in batches]
-            outcomes = [
-                self._scores(reply, batch.stop - batch.start)
-                for reply, batch in zip(replies, batches, strict=True)
-            ]
+        bounds = self._bounds(len(rows))
+        scores, failed = yield from self._scored(matrix, [_Part(rows, values, bounds)], bounds)
         block = CellBlock.empty(matrix.slot, matrix.rows, 1, self.score.width)
-        for batch, outcome in zip(batches, outcomes, strict=True):
-            if isinstance(outcome, WireError):
-                scoring.fail(self.name, str(outcome), rows[batch], outcome.kind)
-            else:
-                self._put(block, batch, outcome)
+        self._put(block, scores)
+        block.states[:] = VALUE
+        for number, error in failed:
+            start, stop = bounds[number], bounds[number + 1]
+            block.states[start:stop] = ABSENT
+            scoring.fail(self.name, str(error), rows[start:stop], error.kind)
         matrix.blocks[self.score.block] = block
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
@@ -88,45 +91,52 @@ class Numerix:
             return
         matrix = scoring.matrix
         values, _ = self._values(matrix, matrix.all_rows)
-        ids = self._ids(matrix, matrix.all_rows)
-        yield [self._call(ids, values, batch) for batch in self._batches(matrix.rows)]
+        bounds = self._bounds(matrix.rows)
+        yield self._calls(self.endpoint, matrix, [_Part(matrix.all_rows, values, bounds)], bounds)
 
     def _run_slates(self, scoring: Scoring) -> Steps:
         slates = scoring.slates
         assert slates is not None
-        asked = [number for number, rows in enumerate(slates.targets) if len(rows)]
-        inputs = []
-        for number in asked:
-            values, misfits = self._values(scoring.matrix, slates.targets[number])
-            inputs.append(values)
+        asked, bounds = slates.asked()
+        block = CellBlock.empty(slates.matrix.slot, slates.matrix.rows, 1, self.score.width)
+        slates.matrix.blocks[self.score.block] = block
+        if not asked:
+            return
+        parts = self._slate_parts(scoring, slates, asked, bounds)
+        scores, failed = yield from self._scored(scoring.matrix, parts, bounds)
+        firsts = np.zeros(slates.matrix.rows, np.float32)
+        firsts[asked] = scores[bounds[:-1]]
+        self._put(block, firsts)
+        block.states[asked] = VALUE
+        for number, error in failed:
+            block.states[asked[number]] = ABSENT
+            scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
+
+    def _slate_parts(
+        self, scoring: Scoring, slates: Slates, asked: Sequence[int], bounds: Sequence[int]
+    ) -> list[_Part]:
+        """The values of all slates in one go; each by itself when some do not fit: see components.predator."""
+        values, misfits = self._values(scoring.matrix, slates.rows)
+        if not misfits:
+            return [_Part(slates.rows, values, bounds)]
+        parts = []
+        for number, (start, stop) in zip(asked, itertools.pairwise(bounds), strict=True):
+            rows = slates.rows[start:stop]
+            values, misfits = self._values(scoring.matrix, rows)
+            parts.append(_Part(rows, values, (0, stop - start)))
             for misfit in misfits:
                 scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
-        outcomes: list[Floats | WireError]
-        if self.endpoint is None or not asked:
-            outcomes = [self._compute(values) for values in inputs]
-        else:
-            calls = []
-            for number, values in zip(asked, inputs, strict=True):
-                ids = self._ids(scoring.matrix, slates.targets[number])
-                calls.append(self._call(ids, values, slice(0, len(values))))
-            replies = yield calls
-            outcomes = [
-                self._scores(reply, len(values)) for reply, values in zip(replies, inputs, strict=True)
-            ]
-        block = CellBlock.empty(slates.matrix.slot, slates.matrix.rows, 1, self.score.width)
-        for number, outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, WireError):
-                scoring.fail_slates(self.name, str(outcome), np.array([number], np.int32), outcome.kind)
-            else:
-                self._put(block, slice(number, number + 1), outcome[:1])
-        slates.matrix.blocks[self.score.block] = block
+        return parts
 
-    def _batches(self, rows: int) -> list[slice]:
-        """Rows of each call; an expression that aggregates over rows is not split."""
+    def _bounds(self, rows: int) -> list[int]:
+        """Where each call's rows begin, and where the last one's end.
+
+        An expression that aggregates over rows is not split.
+        """
         size = self.batch_size or rows
         if self.endpoint is None or (self.expression is not None and self.expression.aggregates):
             size = rows
-        return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
+        return [*range(0, rows, size), rows]
 
     def _values(self, matrix: ShmMatrix, rows: Rows) -> tuple[Bytes, Sequence[Misfit]]:
         """The variables' values as float32, their bytes: uint8 [rows, 4 × variables]; and what did not fit."""
@@ -135,43 +145,61 @@ class Numerix:
         tensor, misfits = self.inputs.build(matrix, rows)
         return tensor.cells, misfits
 
-    def _ids(self, matrix: ShmMatrix, rows: Rows) -> TextColumn:
-        """The id texts of `rows`, in their order; empty ones when the id column is nowhere."""
+    def _ids(self, matrix: ShmMatrix) -> TextColumn:
+        """The id texts of all rows; empty ones when the id column is nowhere."""
         column = matrix.texts[self.id_source.external]
         if column is None or self.id_source.byte is not None:
-            return TextColumn.of(matrix.slot, texts(matrix, self.id_source, rows))
-        if column.constant or rows is matrix.all_rows:
-            return column
-        return TextColumn(column.heap, column.starts[rows], column.sizes[rows], constant=False)
+            return TextColumn.of(matrix.slot, texts(matrix, self.id_source, matrix.all_rows))
+        return column
 
-    def _call(self, ids: TextColumn, values: Bytes, rows: slice) -> Call:
-        assert self.endpoint is not None
-        body = self.codec.encode(ids, values, rows)
-        return Call(self.endpoint, body, self.timeout, rows.stop - rows.start)
+    def _calls(
+        self, endpoint: Endpoint, matrix: ShmMatrix, parts: Sequence[_Part], bounds: Sequence[int]
+    ) -> list[Call]:
+        ids = self._ids(matrix)
+        bodies = [body for part in parts for body in self.codec.encode(ids, *part)]
+        return [
+            Call(endpoint, body, self.timeout, stop - start)
+            for body, (start, stop) in zip(bodies, itertools.pairwise(bounds), strict=True)
+        ]
 
-    def _scores(self, reply: Reply, rows: int) -> Floats | WireError:
-        """The scores of an answer, or why there are none."""
-        if reply.status:
-            return WireError(cause(reply), Status(reply.status).name)
-        try:
-            return self.codec.decode(reply.body, rows)
-        except WireError as error:
-            return error
+    def _scored(self, matrix: ShmMatrix, parts: Sequence[_Part], bounds: Sequence[int]) -> _Scoring:
+        """The scores of all lines of the parts, and which groups have none, and why.
 
-    def _compute(self, values: Bytes) -> Floats | WireError:
-        """The scores of these rows, or why there are none."""
+        `bounds`: the groups in the numbering of all parts together.
+        """
+        scores = np.zeros(bounds[-1], np.float32)
+        failed: list[tuple[int, WireError]] = []
+        if self.endpoint is None:
+            inputs = [part.values[a:b] for part in parts for a, b in itertools.pairwise(part.bounds)]
+            for number, values in enumerate(inputs):
+                try:
+                    scores[bounds[number] : bounds[number + 1]] = self._compute(values)
+                except ExpressionError as error:
+                    failed.append((number, WireError(str(error), "BAD_VALUE")))
+            return scores, failed
+        replies = yield self._calls(self.endpoint, matrix, parts, bounds)
+        bodies = [b"" if reply.status else reply.body for reply in replies]
+        for number in self.codec.decode(bodies, bounds, scores):
+            reply = replies[number]
+            start, stop = bounds[number], bounds[number + 1]
+            try:
+                if reply.status:
+                    raise WireError(cause(reply), Status(reply.status).name)
+                scores[start:stop] = decode_scores(reply.body, stop - start)
+            except WireError as error:
+                failed.append((number, error))
+        return scores, failed
+
+    def _compute(self, values: Bytes) -> Floats:
+        """The scores of these rows. Raises ExpressionError."""
         assert self.expression is not None
         floats = values.view(np.float32)
         columns = {name: floats[:, at] for at, name in enumerate(self.variables)}
-        try:
-            scores: Floats = self.expression.evaluate(columns, len(values), np.float32)
-        except ExpressionError as error:
-            return WireError(str(error), "BAD_VALUE")
+        scores: Floats = self.expression.evaluate(columns, len(values), np.float32)
         return scores
 
-    def _put(self, block: CellBlock, rows: slice, scores: Floats) -> None:
-        kind = self.score.data_type
-        values = np.ascontiguousarray(numbers.convert(scores, DataType.FP32, kind))
-        width = block.width  # the block has this one column, so its rows lie side by side
-        block.flat[rows.start * width : rows.stop * width] = values.view(np.uint8)
-        block.states[rows, 0] = VALUE
+    def _put(self, block: CellBlock, scores: Floats) -> None:
+        """Writes the scores of all rows into the only column of a block."""
+        if self.score.data_type is not DataType.FP32:
+            scores = np.ascontiguousarray(numbers.convert(scores, DataType.FP32, self.score.data_type))
+        block.flat[:] = scores.view(np.uint8)

@@ -6,6 +6,7 @@ of each answered row is its score.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from components import kernels
 from components.scratch import scratch
 from components.wire import WireError, field_head
 from proto import numerix_pb2
-from shared.shm_matrix import Bytes, TextColumn
+from shared.shm_matrix import Bytes, Rows, TextColumn
 
 __all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
 
@@ -36,34 +37,62 @@ class ComputeCodec:
         self._head = numerix_pb2.EntityScoreData(schema=schema).SerializeToString()
         self._tail = numerix_pb2.EntityScoreData(compute_id=compute_id, data_type="fp32").SerializeToString()
 
-    def encode(self, ids: TextColumn, values: Bytes, rows: slice) -> tuple[bytes, ...]:
-        """A request for these rows of `ids` and `values`, as parts.
+    def encode(
+        self, ids: TextColumn, rows: Rows, values: Bytes, bounds: Sequence[int]
+    ) -> list[tuple[bytes, ...]]:
+        """Requests, as parts: each about the lines of `values` from one bound to the next.
 
-        values: the variables as float32, their bytes: uint8 [all rows, 4 × variables].
+        values: the variables as float32, their bytes: uint8 [lines, 4 × variables]; rows int32 [lines]: whose id
+        text in `ids` each line has.
         """
         if self._reference:
-            texts = ids.texts(np.arange(rows.start, rows.stop, dtype=np.int32))
-            return (encode_compute(self._schema, self._compute_id, texts, values[rows].view(np.float32)),)
+            return [
+                (
+                    encode_compute(
+                        self._schema,
+                        self._compute_id,
+                        ids.texts(rows[start:stop]),
+                        values[start:stop].view(np.float32),
+                    ),
+                )
+                for start, stop in itertools.pairwise(bounds)
+            ]
         step = 0 if ids.constant else 1
+        ends = np.empty(len(bounds) - 1, np.int64)
+        limits = np.array(bounds, np.int64)
         while True:
             out = scratch.out
             size = kernels.encode_compute_rows(
-                ids.heap, ids.starts, ids.sizes, step, values, rows.start, rows.stop, out
+                ids.heap, ids.starts, ids.sizes, step, rows, values, limits, out, ends
             )
             if size != kernels.NO_ROOM:
                 break
             scratch.grow_out()
         assert size >= 0, size
-        length = len(self._head) + size + len(self._tail)
-        return field_head(ENTITY_SCORE_DATA, length), self._head, out[:size].tobytes(), self._tail
+        packed = out[:size].tobytes()
+        if len(ends) == 1:
+            return [self._framed(packed)]
+        return [self._framed(packed[a:b]) for a, b in itertools.pairwise((0, *ends.tolist()))]
 
-    def decode(self, body: bytes, rows: int) -> Floats:
-        """The scores of `rows` rows. Raises WireError as `decode_scores`."""
-        if not self._reference:
-            scores = np.empty(rows, np.float32)
-            if kernels.read_scores(np.frombuffer(body, np.uint8), 0, scores) == rows:
-                return scores
-        return decode_scores(body, rows)
+    def _framed(self, entries: bytes) -> tuple[bytes, ...]:
+        length = len(self._head) + len(entries) + len(self._tail)
+        return field_head(ENTITY_SCORE_DATA, length), self._head, entries, self._tail
+
+    def decode(self, bodies: Sequence[bytes], bounds: Sequence[int], scores: Floats) -> Sequence[int]:
+        """Writes the scores of answers, answer i to scores[bounds[i] : bounds[i + 1]].
+
+        Returns the numbers of those that are to be read by `decode_scores`, or have none.
+        """
+        if self._reference:
+            return range(len(bodies))
+        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+        ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
+        codes = np.empty(len(bodies), np.int32)
+        left = kernels.read_scores(
+            np.frombuffer(joined, np.uint8), ends, np.array(bounds, np.int64), scores, codes
+        )
+        assert left >= 0, left
+        return np.flatnonzero(codes).tolist() if left else ()
 
 
 def encode_compute(schema: Sequence[str], compute_id: str, ids: Sequence[bytes], values: Floats) -> bytes:

@@ -7,6 +7,7 @@ besides. `test_kernels_bounds.py` runs all of this with every index checked.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 
@@ -369,47 +370,66 @@ def test_encode_compute_rows_is_as_protobuf_says(
 ) -> None:
     ids = [text for text, _ in rows]
     bits = np.array([values for _, values in rows], np.uint32).reshape(len(rows), -1)
-    begin, end = sorted(data.draw(st.tuples(st.integers(0, len(rows)), st.integers(0, len(rows)))))
+    bounds = sorted(data.draw(st.lists(st.integers(0, len(rows)), min_size=1, max_size=4)))
+    shown = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=len(rows), max_size=len(rows)))
     sizes = np.array([len(text) for text in ids], np.int32)
     starts = (np.cumsum(sizes) - sizes).astype(np.int64)
-    out = canaries(
-        sum(len(text) + 6 * bits.shape[1] + 24 for text in (ids[:1] * len(ids) if constant else ids))
-    )
+    out, ends = canaries(len(rows) * (max(sizes) + 6 * bits.shape[1] + 24)), np.full(len(bounds) - 1, -9)
     code = kernels.encode_compute_rows(
-        array(b"".join(ids)), starts, sizes, 0 if constant else 1, bits.view(np.uint8), begin, end, out
-    )
-    if constant:
-        ids = ids[:1] * len(ids)
-    request = numerix_pb2.NumerixRequestProto.FromString(
-        encode_compute([], "", ids[begin:end], bits.view(np.float32)[begin:end])
-    )
-    wanted = numerix_pb2.EntityScoreData(
-        entity_scores=request.entity_score_data.entity_scores
-    ).SerializeToString()
-    assert out[:code].tobytes() == wanted
+        array(b"".join(ids)), starts, sizes, 0 if constant else 1, np.array(shown, np.int32), bits.view(np.uint8),
+        np.array(bounds), out, ends,
+    )  # fmt: skip
+    texts = [ids[0 if constant else row] for row in shown]
+    at = 0
+    for begin, end, until in zip(bounds, bounds[1:], ends.tolist(), strict=False):
+        request = numerix_pb2.NumerixRequestProto.FromString(
+            encode_compute([], "", texts[begin:end], bits.view(np.float32)[begin:end])
+        )
+        scores = request.entity_score_data.entity_scores
+        assert (
+            out[at:until].tobytes() == numerix_pb2.EntityScoreData(entity_scores=scores).SerializeToString()
+        )
+        at = until
+    assert code == at
     assert (out[code:] == CANARY).all()
 
 
 def test_encode_compute_rows_needs_room() -> None:
-    values = np.ones((2, 12), np.uint8)
-    starts, sizes = np.zeros(2, np.int64), np.full(2, 3, np.int32)
+    values, rows, bounds, ends = (
+        np.ones((2, 12), np.uint8),
+        np.arange(2, dtype=np.int32),
+        np.array([0, 2]),
+        np.empty(1, np.int64),
+    )
+    places = array(b"abc"), np.zeros(2, np.int64), np.full(2, 3, np.int32)
     codes = {
-        kernels.encode_compute_rows(array(b"abc"), starts, sizes, 1, values, 0, 2, canaries(room))
+        kernels.encode_compute_rows(*places, 1, rows, values, bounds, canaries(room), ends)
         for room in range(2 * (3 + 18 + 24))
     }
     assert codes == {kernels.NO_ROOM, 2 * (2 + 2 + 2 + 3 + 18)}
+    out = canaries(200)
+    for wrong in ([0, 3], [-1, 2], [0, 1, 2]):
+        code = kernels.encode_compute_rows(*places, 1, rows, values, np.array(wrong), out, ends)
+        assert code == kernels.NO_ROOM
+    assert kernels.encode_compute_rows(*places, 1, rows[:1], values, bounds, out, ends) == kernels.NO_ROOM
+    assert (out == CANARY).all()
 
 
-def hold_scores(body: bytes, rows: int, spare: int) -> int:
-    """Reads a NumerixResponseProto both ways; returns what the kernel did."""
-    scores = np.full(rows + spare, np.nan, np.float32)
-    code = kernels.read_scores(array(body), spare, scores)
+def hold_scores(bodies: Sequence[bytes], counts: Sequence[int], spare: int) -> list[bool]:
+    """Reads NumerixResponseProtos both ways; returns which of them the kernel read."""
+    bounds = [spare, *(spare + total for total in itertools.accumulate(counts))]
+    scores = np.full(bounds[-1] + spare, np.nan, np.float32)
+    ends = np.array([*itertools.accumulate(map(len, bodies))])
+    codes = np.full(len(bodies), 9, np.int32)
+    left = kernels.read_scores(array(b"".join(bodies)), ends, np.array(bounds), scores, codes)
+    assert left == np.count_nonzero(codes)
     assert np.isnan(scores[:spare]).all()
-    if code >= 0:
-        wanted = decode_scores(body, code)  # a WireError here: the kernel accepted too much
-        assert scores[spare : spare + code].tobytes() == wanted.tobytes()
-        assert np.isnan(scores[spare + code :]).all()
-    return code
+    assert np.isnan(scores[len(scores) - spare :]).all()
+    for body, code, start, stop in zip(bodies, codes.tolist(), bounds, bounds[1:], strict=False):
+        if not code:
+            wanted = decode_scores(body, stop - start)  # a WireError here: the kernel accepted too much
+            assert scores[start:stop].tobytes() == wanted.tobytes()
+    return [code == 0 for code in codes.tolist()]
 
 
 @st.composite
@@ -440,7 +460,7 @@ def score_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
 @tries(0.5)
 def test_read_scores_is_as_protobuf_says(answer: tuple[bytes, int], spare: int, more: int) -> None:
     body, rows = answer
-    hold_scores(body, max(rows + more, 0), spare)
+    hold_scores([body, usual_scores(2), body], [max(rows + more, 0), 2, rows], spare)
 
 
 @given(score_bodies().flatmap(lambda answer: broken(answer[0])))
@@ -448,12 +468,12 @@ def test_read_scores_is_as_protobuf_says(answer: tuple[bytes, int], spare: int, 
 @example(b"\x0a\x02\x12\x00")
 @tries(0.5)
 def test_read_scores_of_broken_bytes(body: bytes) -> None:
-    hold_scores(body, 4, 0)
+    hold_scores([body, usual_scores(1)], [4, 1], 0)
 
 
 @given(st.binary(max_size=30).map(lambda rest: b"\x0a" + rest))
 def test_read_scores_of_random_bytes(body: bytes) -> None:
-    hold_scores(body, 3, 1)
+    hold_scores([body], [3], 1)
 
 
 def usual_scores(rows: int) -> bytes:
@@ -467,12 +487,24 @@ def usual_scores(rows: int) -> bytes:
 
 
 def test_read_scores_takes_what_is_usual() -> None:
-    assert hold_scores(usual_scores(50), 50, 0) == 50
+    assert hold_scores([usual_scores(50)], [50], 0) == [True]
+    assert hold_scores([usual_scores(3), b"", usual_scores(2)], [3, 1, 2], 1) == [True, False, True]
 
 
 def test_read_scores_cut_anywhere() -> None:
     for body in cut_anywhere(usual_scores(3)):
-        hold_scores(body, 3, 0)
+        assert hold_scores([body], [3], 0) == [False]
+
+
+@pytest.mark.parametrize(
+    ("ends", "bounds"), [([99], [0, 1]), ([-1], [0, 1]), ([5], [0, 2]), ([5], [-1, 0]), ([5], [0])]
+)
+def test_read_scores_looks_at_its_bounds(ends: list[int], bounds: list[int]) -> None:
+    scores, codes = np.zeros(1, np.float32), np.empty(1, np.int32)
+    assert (
+        kernels.read_scores(array(b"12345"), np.array(ends), np.array(bounds), scores, codes)
+        == kernels.NO_ROOM
+    )
 
 
 # ---------------------------------------------------------------- scan_request, read_targets
