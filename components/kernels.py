@@ -553,19 +553,20 @@ def _read_scores(body, begin, end, out, first, count):
 def read_scores(bodies: Any, ends: Any, bounds: Any, scores: Any, codes: Any) -> int:
     """Reads the FP32 scores of NumerixResponseProtos that stand one after the other.
 
-    Answer i ends at ends[i] of `bodies`; its scores go to scores[bounds[i]] … scores[bounds[i + 1] − 1].
-    codes [answers]: 0, or why its scores are garbage: UNUSUAL, anything but one computation_score_data with byte
-    rows of an id and a 4-byte value, as many as asked for. Returns how many codes are not 0, or NO_ROOM when the
-    arguments do not fit each other. Reference: numerix_wire.decode_scores.
+    Answer i ends at ends[i] of `bodies` (no ends: there is one answer); its scores go to scores[bounds[i]] …
+    scores[bounds[i + 1] − 1]. codes [answers]: 0, or why its scores are garbage: UNUSUAL, anything but one
+    computation_score_data with byte rows of an id and a 4-byte value, as many as asked for. Returns how many codes
+    are not 0, or NO_ROOM when the arguments do not fit each other. Reference: numerix_wire.decode_scores.
     """
     out = scores.view(np.uint32)
-    answers = ends.shape[0]
-    if bounds.shape[0] != answers + 1 or codes.shape[0] < answers:
+    answers = bounds.shape[0] - 1
+    if (ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0)) or codes.shape[0] < answers:
         return NO_ROOM
     bad = 0
     begin = np.int64(0)
     for i in range(answers):
-        end, first, count = ends[i], bounds[i], bounds[i + 1] - bounds[i]
+        end = ends[i] if ends.shape[0] else bodies.shape[0]
+        first, count = bounds[i], bounds[i + 1] - bounds[i]
         if end < begin or end > bodies.shape[0] or first < 0 or count < 0 or first + count > out.shape[0]:
             return NO_ROOM
         found = _read_scores(bodies, begin, end, out, first, count)

@@ -160,8 +160,9 @@ def read_model_scores(
 ) -> int:
     """Writes the scores of one block from ModelInferResponses that stand one after the other.
 
-    Answer i ends at ends[i] of `bodies` and is about rows bounds[i] … bounds[i + 1] − 1. Its rows go to lines of
-    these numbers; with `lines`, only the first one does, to line lines[i]. A single answered row is broadcast.
+    Answer i ends at ends[i] of `bodies` (no ends: there is one answer) and is about rows bounds[i] …
+    bounds[i + 1] − 1. Its rows go to lines of these numbers; with `lines`, only the first one does, to line
+    lines[i]. A single answered row is broadcast.
     outputs [outputs, 5]: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH:
     bytes a row. scores [scores, 4]: OUTPUT the number of the output, FIRST, SIZE which bytes of its row, COLUMN
     where they go in the block of `flat` and `states` [lines, columns], whose cells have SIZE bytes.
@@ -169,13 +170,14 @@ def read_model_scores(
     other numbers of rows. Returns how many codes are not 0, or NO_ROOM when the arguments do not fit each other.
     Reference: triton_wire.decode_outputs and predator._Scores.
     """
-    answers = ends.shape[0]
+    answers = bounds.shape[0] - 1
     columns = states.shape[1]
-    if bounds.shape[0] != answers + 1 or codes.shape[0] < answers:
+    if (ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0)) or codes.shape[0] < answers:
         return NO_ROOM
     for i in range(answers):
         before = ends[i - 1] if i else np.int64(0)
-        if before < 0 or ends[i] < before or ends[i] > bodies.shape[0]:
+        end = ends[i] if ends.shape[0] else bodies.shape[0]
+        if before < 0 or end < before or end > bodies.shape[0]:
             return NO_ROOM
         if lines.shape[0]:
             if lines.shape[0] != answers or lines[i] < 0 or lines[i] >= states.shape[0]:
@@ -201,7 +203,8 @@ def read_model_scores(
     for i in range(answers):
         asked = bounds[i + 1] - bounds[i]
         begin = ends[i - 1] if i else np.int64(0)
-        code = _find_outputs(bodies, begin, ends[i], texts, outputs, asked, places)
+        end = ends[i] if ends.shape[0] else bodies.shape[0]
+        code = _find_outputs(bodies, begin, end, texts, outputs, asked, places)
         codes[i] = code
         if code < 0:
             bad += 1

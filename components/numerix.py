@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from components import numbers
 from components.columns import texts
 from components.expression import Expression, ExpressionError
 from components.feature import cause
+from components.groups import Groups, batches
 from components.numerix_wire import ComputeCodec, decode_scores
 from components.tensors import Misfit, TensorInput
 from components.wire import WireError
@@ -30,15 +31,14 @@ from shared.shm_matrix import ABSENT, VALUE, Bytes, CellBlock, Rows, ShmMatrix, 
 __all__ = ["Numerix"]
 
 Floats = npt.NDArray[np.float32]
-_Scoring = Generator[Sequence[Call], Sequence[Reply], tuple[Floats, list[tuple[int, WireError]]]]
 
 
 class _Part(NamedTuple):
-    """Rows of the matrix, their values, and the bounds of the groups that are computed by themselves."""
+    """Rows of the matrix, their values, and the groups of them that are computed by themselves."""
 
     rows: Rows
     values: Bytes  # as Numerix._values
-    bounds: Sequence[int]
+    groups: Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +74,20 @@ class Numerix:
         values, misfits = self._values(matrix, rows)
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
-        bounds = self._bounds(len(rows))
-        scores, failed = yield from self._scored(matrix, [_Part(rows, values, bounds)], bounds)
+        groups = self._groups(len(rows))
+        parts = [_Part(rows, values, groups)]
+        replies: Sequence[Reply] = ()
+        if self.endpoint is not None:
+            replies = yield self._calls(self.endpoint, matrix, parts, groups)
         block = CellBlock.empty(matrix.slot, matrix.rows, 1, self.score.width)
-        self._put(block, scores)
+        direct = self.score.data_type is DataType.FP32
+        scores = block.flat.view(np.float32) if direct else np.zeros(matrix.rows, np.float32)
+        failed = self._score(scores, parts, groups, replies)
+        if not direct:
+            self._put(block, scores)
         block.states[:] = VALUE
         for number, error in failed:
-            start, stop = bounds[number], bounds[number + 1]
+            start, stop = groups.bounds[number], groups.bounds[number + 1]
             block.states[start:stop] = ABSENT
             scoring.fail(self.name, str(error), rows[start:stop], error.kind)
         matrix.blocks[self.score.block] = block
@@ -91,8 +98,8 @@ class Numerix:
             return
         matrix = scoring.matrix
         values, _ = self._values(matrix, matrix.all_rows)
-        bounds = self._bounds(matrix.rows)
-        yield self._calls(self.endpoint, matrix, [_Part(matrix.all_rows, values, bounds)], bounds)
+        groups = self._groups(matrix.rows)
+        yield self._calls(self.endpoint, matrix, [_Part(matrix.all_rows, values, groups)], groups)
 
     def _run_slates(self, scoring: Scoring) -> Steps:
         slates = scoring.slates
@@ -102,10 +109,15 @@ class Numerix:
         slates.matrix.blocks[self.score.block] = block
         if not asked:
             return
-        parts = self._slate_parts(scoring, slates, asked, bounds)
-        scores, failed = yield from self._scored(scoring.matrix, parts, bounds)
+        groups = Groups.of(bounds)
+        parts = self._slate_parts(scoring, slates, asked, groups)
+        replies: Sequence[Reply] = ()
+        if self.endpoint is not None:
+            replies = yield self._calls(self.endpoint, scoring.matrix, parts, groups)
+        scores = np.zeros(bounds[-1], np.float32)
+        failed = self._score(scores, parts, groups, replies)
         firsts = np.zeros(slates.matrix.rows, np.float32)
-        firsts[asked] = scores[bounds[:-1]]
+        firsts[asked] = scores[groups.limits[:-1]]
         self._put(block, firsts)
         block.states[asked] = VALUE
         for number, error in failed:
@@ -113,30 +125,25 @@ class Numerix:
             scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
 
     def _slate_parts(
-        self, scoring: Scoring, slates: Slates, asked: Sequence[int], bounds: Sequence[int]
+        self, scoring: Scoring, slates: Slates, asked: Sequence[int], groups: Groups
     ) -> list[_Part]:
         """The values of all slates in one go; each by itself when some do not fit: see components.predator."""
         values, misfits = self._values(scoring.matrix, slates.rows)
         if not misfits:
-            return [_Part(slates.rows, values, bounds)]
+            return [_Part(slates.rows, values, groups)]
         parts = []
-        for number, (start, stop) in zip(asked, itertools.pairwise(bounds), strict=True):
+        for number, (start, stop) in zip(asked, itertools.pairwise(groups.bounds), strict=True):
             rows = slates.rows[start:stop]
             values, misfits = self._values(scoring.matrix, rows)
-            parts.append(_Part(rows, values, (0, stop - start)))
+            parts.append(_Part(rows, values, batches(stop - start, 0)))
             for misfit in misfits:
                 scoring.fail_slates(self.name, misfit.reason, np.array([number], np.int32))
         return parts
 
-    def _bounds(self, rows: int) -> list[int]:
-        """Where each call's rows begin, and where the last one's end.
-
-        An expression that aggregates over rows is not split.
-        """
-        size = self.batch_size or rows
-        if self.endpoint is None or (self.expression is not None and self.expression.aggregates):
-            size = rows
-        return [*range(0, rows, size), rows]
+    def _groups(self, rows: int) -> Groups:
+        """The rows of each call. An expression that aggregates over rows is not split."""
+        whole = self.endpoint is None or (self.expression is not None and self.expression.aggregates)
+        return batches(rows, 0 if whole else self.batch_size)
 
     def _values(self, matrix: ShmMatrix, rows: Rows) -> tuple[Bytes, Sequence[Misfit]]:
         """The variables' values as float32, their bytes: uint8 [rows, 4 × variables]; and what did not fit."""
@@ -153,33 +160,34 @@ class Numerix:
         return column
 
     def _calls(
-        self, endpoint: Endpoint, matrix: ShmMatrix, parts: Sequence[_Part], bounds: Sequence[int]
+        self, endpoint: Endpoint, matrix: ShmMatrix, parts: Sequence[_Part], groups: Groups
     ) -> list[Call]:
         ids = self._ids(matrix)
         bodies = [body for part in parts for body in self.codec.encode(ids, *part)]
         return [
             Call(endpoint, body, self.timeout, stop - start)
-            for body, (start, stop) in zip(bodies, itertools.pairwise(bounds), strict=True)
+            for body, (start, stop) in zip(bodies, itertools.pairwise(groups.bounds), strict=True)
         ]
 
-    def _scored(self, matrix: ShmMatrix, parts: Sequence[_Part], bounds: Sequence[int]) -> _Scoring:
-        """The scores of all lines of the parts, and which groups have none, and why.
+    def _score(
+        self, scores: Floats, parts: Sequence[_Part], groups: Groups, replies: Sequence[Reply]
+    ) -> list[tuple[int, WireError]]:
+        """Writes the scores of all lines of the parts; returns which groups have none, and why.
 
-        `bounds`: the groups in the numbering of all parts together.
+        `groups` are those of all parts, in the numbering of all their lines together.
         """
-        scores = np.zeros(bounds[-1], np.float32)
         failed: list[tuple[int, WireError]] = []
+        bounds = groups.bounds
         if self.endpoint is None:
-            inputs = [part.values[a:b] for part in parts for a, b in itertools.pairwise(part.bounds)]
+            inputs = [part.values[a:b] for part in parts for a, b in itertools.pairwise(part.groups.bounds)]
             for number, values in enumerate(inputs):
                 try:
                     scores[bounds[number] : bounds[number + 1]] = self._compute(values)
                 except ExpressionError as error:
                     failed.append((number, WireError(str(error), "BAD_VALUE")))
-            return scores, failed
-        replies = yield self._calls(self.endpoint, matrix, parts, bounds)
+            return failed
         bodies = [b"" if reply.status else reply.body for reply in replies]
-        for number in self.codec.decode(bodies, bounds, scores):
+        for number in self.codec.decode(bodies, groups, scores):
             reply = replies[number]
             start, stop = bounds[number], bounds[number + 1]
             try:
@@ -188,7 +196,7 @@ class Numerix:
                 scores[start:stop] = decode_scores(reply.body, stop - start)
             except WireError as error:
                 failed.append((number, error))
-        return scores, failed
+        return failed
 
     def _compute(self, values: Bytes) -> Floats:
         """The scores of these rows. Raises ExpressionError."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from components import kernels
+from components.groups import Groups, joined
 from components.scratch import scratch
 from components.wire import WireError, field_head
 from proto import numerix_pb2
@@ -37,10 +38,8 @@ class ComputeCodec:
         self._head = numerix_pb2.EntityScoreData(schema=schema).SerializeToString()
         self._tail = numerix_pb2.EntityScoreData(compute_id=compute_id, data_type="fp32").SerializeToString()
 
-    def encode(
-        self, ids: TextColumn, rows: Rows, values: Bytes, bounds: Sequence[int]
-    ) -> list[tuple[bytes, ...]]:
-        """Requests, as parts: each about the lines of `values` from one bound to the next.
+    def encode(self, ids: TextColumn, rows: Rows, values: Bytes, groups: Groups) -> list[tuple[bytes, ...]]:
+        """Requests, as parts: each about one group of the lines of `values`.
 
         values: the variables as float32, their bytes: uint8 [lines, 4 × variables]; rows int32 [lines]: whose id
         text in `ids` each line has.
@@ -55,11 +54,11 @@ class ComputeCodec:
                         values[start:stop].view(np.float32),
                     ),
                 )
-                for start, stop in itertools.pairwise(bounds)
+                for start, stop in itertools.pairwise(groups.bounds)
             ]
         step = 0 if ids.constant else 1
-        ends = np.empty(len(bounds) - 1, np.int64)
-        limits = np.array(bounds, np.int64)
+        limits = groups.limits
+        ends = np.empty(len(limits) - 1, np.int64)
         while True:
             out = scratch.out
             size = kernels.encode_compute_rows(
@@ -78,19 +77,16 @@ class ComputeCodec:
         length = len(self._head) + len(entries) + len(self._tail)
         return field_head(ENTITY_SCORE_DATA, length), self._head, entries, self._tail
 
-    def decode(self, bodies: Sequence[bytes], bounds: Sequence[int], scores: Floats) -> Sequence[int]:
-        """Writes the scores of answers, answer i to scores[bounds[i] : bounds[i + 1]].
+    def decode(self, bodies: Sequence[bytes], groups: Groups, scores: Floats) -> Sequence[int]:
+        """Writes the scores of answers, each about one group, where the group is in `scores`.
 
         Returns the numbers of those that are to be read by `decode_scores`, or have none.
         """
         if self._reference:
             return range(len(bodies))
-        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-        ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
+        packed, ends = joined(bodies)
         codes = np.empty(len(bodies), np.int32)
-        left = kernels.read_scores(
-            np.frombuffer(joined, np.uint8), ends, np.array(bounds, np.int64), scores, codes
-        )
+        left = kernels.read_scores(packed, ends, groups.limits, scores, codes)
         assert left >= 0, left
         return np.flatnonzero(codes).tolist() if left else ()
 

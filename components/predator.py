@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from components import model_kernels
 from components.feature import cause
+from components.groups import Groups, batches, joined
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
 from components.wire import WireError
@@ -62,6 +63,13 @@ class ScoreBlock:
     number: int
     spec: BlockSpec
 
+    def empty(self, matrix: ShmMatrix) -> Block:
+        """The block without any scores."""
+        columns, width = len(self.spec.columns), self.spec.width
+        if width:
+            return CellBlock.empty(matrix.slot, matrix.rows, columns, width)
+        return VarBlock(matrix.slot, matrix.rows, columns)
+
 
 class RequestHeads:
     """What stands before the tensors of a model's requests, encoded once per number of rows and tensor shapes."""
@@ -73,8 +81,8 @@ class RequestHeads:
         self._inputs = [(part.name, part.data_type) for part in inputs]
         self._outputs = [output.name for output in outputs]
         self._heads: dict[tuple[int, tuple[tuple[int, ...], ...]], bytes] = {}
-        self._fronts: dict[int, tuple[bytes, ...]] = {}
-        # Of numbers in a shape without a free dim, the number of rows says how many bytes they are.
+        self._fronts: dict[tuple[int, ...], tuple[bytes, ...]] = {}  # by rows and sizes of the contents
+        # Without texts and free dims, these say all about a request but its numbers.
         self._rigid = all(part.data_type.size and -1 not in part.shape for part in inputs)
 
     def get(self, rows: int, shapes: Iterable[tuple[int, ...]]) -> bytes:
@@ -92,25 +100,32 @@ class RequestHeads:
             self._heads[key] = head
         return head
 
-    def body(self, tensors: Sequence[Tensor], start: int, stop: int) -> tuple[bytes, ...]:
-        """A request for rows start … stop − 1, as parts."""
-        raws = [tensor.raw(start, stop) for tensor in tensors]
-        fronts = self._fronts.get(stop - start) if self._rigid else None
-        if fronts is None:
-            fronts = self._new_fronts(tensors, stop - start, raws)
-        if len(raws) == 1:
-            return fronts[0], raws[0]
-        return tuple(itertools.chain.from_iterable(zip(fronts, raws, strict=True)))
+    def bodies(self, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[tuple[bytes, ...]]:
+        """Requests for the rows from each bound to the next, as parts."""
+        raws = [tensor.raws(bounds) for tensor in tensors]
+        out: list[tuple[bytes, ...]] = []
+        for (start, stop), *contents in zip(itertools.pairwise(bounds), *raws, strict=True):
+            key = (stop - start, *map(len, contents))
+            fronts = self._fronts.get(key) if self._rigid else None
+            if fronts is None:
+                fronts = self._new_fronts(tensors, key, contents)
+            if len(contents) == 1:
+                out.append((fronts[0], contents[0]))
+            else:
+                out.append(tuple(itertools.chain.from_iterable(zip(fronts, contents, strict=True))))
+        return out
 
-    def _new_fronts(self, tensors: Sequence[Tensor], rows: int, raws: Sequence[bytes]) -> tuple[bytes, ...]:
-        """What stands before each of the raw contents."""
-        head = self.get(rows, [tensor.shape for tensor in tensors])
-        first, *others = (encode_raw(raw)[0] for raw in raws)
+    def _new_fronts(
+        self, tensors: Sequence[Tensor], key: tuple[int, ...], contents: Sequence[bytes]
+    ) -> tuple[bytes, ...]:
+        """What stands before each of the raw contents of so many rows."""
+        head = self.get(key[0], [tensor.shape for tensor in tensors])
+        first, *others = (encode_raw(raw)[0] for raw in contents)
         fronts = (head + first, *others)
         if self._rigid:
             if len(self._fronts) >= self.LIMIT:
                 self._fronts.clear()
-            self._fronts[rows] = fronts
+            self._fronts[key] = fronts
         return fronts
 
 
@@ -155,15 +170,17 @@ class Predator:
         tensors, misfits = self._build(matrix, rows)
         for misfit in misfits:
             scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
-        bounds = self._bounds(len(rows))
-        replies = yield self._calls(self._route(scoring), tensors, bounds)
-        for number, error in self._write(matrix, replies, bounds, None):
-            scoring.fail(self.name, str(error), rows[bounds[number] : bounds[number + 1]], error.kind)
+        groups = batches(len(rows), self.batch_size)
+        replies = yield self._calls(self._route(scoring), tensors, groups.bounds)
+        for number, error in self._write(matrix, replies, groups, None):
+            start, stop = groups.bounds[number], groups.bounds[number + 1]
+            scoring.fail(self.name, str(error), rows[start:stop], error.kind)
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
         tensors, _ = self._build(matrix, matrix.all_rows)
-        yield self._calls(self._route(scoring), tensors, self._bounds(matrix.rows))
+        groups = batches(matrix.rows, self.batch_size)
+        yield self._calls(self._route(scoring), tensors, groups.bounds)
 
     def _run_slates(self, scoring: Scoring) -> Steps:
         slates = scoring.slates
@@ -171,7 +188,7 @@ class Predator:
         asked, bounds = slates.asked()
         calls = self._slate_calls(scoring, slates, asked, bounds)
         replies = (yield calls) if calls else ()
-        for number, error in self._write(slates.matrix, replies, bounds, asked):
+        for number, error in self._write(slates.matrix, replies, Groups.of(bounds), asked):
             scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
 
     def _slate_calls(
@@ -201,16 +218,12 @@ class Predator:
             misfits += found
         return tensors, misfits
 
-    def _bounds(self, rows: int) -> list[int]:
-        """Where each batch begins, and where the last one ends."""
-        return [*range(0, rows, self.batch_size or rows), rows]
-
     def _calls(self, route: ModelRoute, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[Call]:
         """One call for the rows from each bound to the next."""
-        endpoint, body, timeout = route.endpoint, route.heads.body, self.timeout
+        bodies = route.heads.bodies(tensors, bounds)
         return [
-            Call(endpoint, body(tensors, start, stop), timeout, stop - start)
-            for start, stop in itertools.pairwise(bounds)
+            Call(route.endpoint, body, self.timeout, stop - start)
+            for body, (start, stop) in zip(bodies, itertools.pairwise(bounds), strict=True)
         ]
 
     def _route(self, scoring: Scoring) -> ModelRoute:
@@ -223,20 +236,36 @@ class Predator:
         return route
 
     def _write(
-        self, matrix: ShmMatrix, replies: Sequence[Reply], bounds: Sequence[int], lines: Sequence[int] | None
+        self, matrix: ShmMatrix, replies: Sequence[Reply], groups: Groups, lines: Sequence[int] | None
     ) -> list[tuple[int, WireError]]:
         """Writes the scores; returns which answers had none, and why.
 
-        Answer i is about rows bounds[i] … bounds[i + 1] − 1, which are lines of the blocks. With `lines` only the
-        first of them is, and its line is lines[i].
+        Answer i is about group i of the rows, which are lines of the blocks. With `lines` only the first of the
+        group is, and its line is lines[i].
         """
-        scores = _Scores(self, matrix)
-        left: Iterable[int] = range(len(replies))
+        blocks = [block.empty(matrix) for block in self.blocks]
+        left: Sequence[int] = range(len(replies))
         if self._reader is not None and replies:
-            left = self._reader.read(scores.blocks, replies, bounds, lines)
+            left = self._reader.read(blocks, replies, groups, lines)
+        failed = self._write_each(matrix, blocks, replies, groups, lines, left) if left else []
+        for place, block in zip(self.blocks, blocks, strict=True):
+            matrix.blocks[place.number] = block
+        return failed
+
+    def _write_each(
+        self,
+        matrix: ShmMatrix,
+        blocks: Sequence[Block],
+        replies: Sequence[Reply],
+        groups: Groups,
+        lines: Sequence[int] | None,
+        left: Sequence[int],
+    ) -> list[tuple[int, WireError]]:
+        """The reference's way, for the answers of these numbers."""
+        scores = _Scores(self.outputs, blocks)
         failed = []
         for number in left:
-            start, stop = bounds[number], bounds[number + 1]
+            start, stop = groups.bounds[number], groups.bounds[number + 1]
             asked = stop - start
             if lines is not None:
                 start, stop = lines[number], lines[number] + 1
@@ -244,7 +273,7 @@ class Predator:
                 scores.put(start, stop, self._answer(replies[number]), asked)
             except WireError as error:
                 failed.append((number, error))
-        scores.close()
+        scores.close(matrix)
         return failed
 
     @functools.cached_property
@@ -289,22 +318,19 @@ class _Reader:
         self,
         blocks: Sequence[Block],
         replies: Sequence[Reply],
-        bounds: Sequence[int],
+        groups: Groups,
         lines: Sequence[int] | None,
     ) -> Sequence[int]:
         """Writes what it can, as `Predator._write`; returns the numbers of the answers that it left alone."""
-        bodies = [b"" if reply.status else reply.body for reply in replies]
-        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-        ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
-        codes = np.empty(len(bodies), np.int32)
-        rows = np.array(bounds, np.int64)
+        packed, ends = joined([b"" if reply.status else reply.body for reply in replies])
+        codes = np.empty(len(replies), np.int32)
         places = NO_LINES if lines is None else np.array(lines, np.int32)
         left = 0
         for block, scores in zip(blocks, self._scores, strict=True):
             assert isinstance(block, CellBlock)
             left = model_kernels.read_model_scores(
-                np.frombuffer(joined, np.uint8), ends, rows, places, self._texts,
-                self._outputs, scores, block.flat, block.states, codes,
+                packed, ends, groups.limits, places, self._texts, self._outputs, scores,
+                block.flat, block.states, codes,
             )  # fmt: skip
             assert left >= 0, left
         return np.flatnonzero(codes).tolist() if left else ()
@@ -316,19 +342,12 @@ class _Reader:
 class _Scores:
     """Writes the answers of a model into its blocks."""
 
-    def __init__(self, predator: Predator, matrix: ShmMatrix) -> None:
-        self._outputs = predator.outputs
-        self._matrix = matrix
-        self._numbers = [block.number for block in predator.blocks]
-        self._texts: dict[int, list[tuple[int, int, bytes]]] = {}
-        self.blocks: list[Block] = []
-        for position, block in enumerate(predator.blocks):
-            columns = len(block.spec.columns)
-            if block.spec.width:
-                self.blocks.append(CellBlock.empty(matrix.slot, matrix.rows, columns, block.spec.width))
-            else:
-                self.blocks.append(VarBlock(matrix.slot, matrix.rows, columns))
-                self._texts[position] = []
+    def __init__(self, outputs: Sequence[Output], blocks: Sequence[Block]) -> None:
+        self._outputs = outputs
+        self._blocks = blocks
+        self._texts: dict[int, list[tuple[int, int, bytes]]] = {
+            position: [] for position, block in enumerate(blocks) if isinstance(block, VarBlock)
+        }
 
     def put(self, start: int, stop: int, answers: Sequence[bytes], asked: int) -> None:
         """Writes the scores of rows start … stop − 1 from an answer to `asked` rows.
@@ -345,18 +364,17 @@ class _Scores:
             else:
                 self._put_texts(output, start, stop, values)
 
-    def close(self) -> None:
-        """Hands the blocks to the matrix."""
-        for position, block in enumerate(self.blocks):
+    def close(self, matrix: ShmMatrix) -> None:
+        """Writes the texts, when all of them are known."""
+        for position, block in enumerate(self._blocks):
             if isinstance(block, VarBlock):
-                block.fill(self._matrix.slot, self._texts[position])
-            self._matrix.blocks[self._numbers[position]] = block
+                block.fill(matrix.slot, self._texts[position])
 
     def _put_cells(self, output: Output, start: int, stop: int, values: RawRows) -> None:
         size = output.data_type.size
         lines = values[: stop - start]  # one line alone is broadcast by the assignment
         for score in output.scores:
-            block = self.blocks[score.block]
+            block = self._blocks[score.block]
             assert isinstance(block, CellBlock)
             cells = lines[:, score.first * size : (score.first + score.count) * size]
             block.cells[start:stop, score.column] = cells

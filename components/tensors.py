@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,13 +75,16 @@ class Tensor:
         assert self._cells is not None
         return self._cells
 
-    def raw(self, start: int, stop: int) -> bytes:
-        """raw_input_contents of rows start … stop − 1."""
+    def raws(self, bounds: Sequence[int]) -> list[bytes]:
+        """raw_input_contents of the rows from each bound to the next."""
         if (cells := self._cells) is not None:
-            return cells[start:stop].tobytes()
-        ends = self._ends
-        first = int(ends[start - 1]) if start else 0
-        return self._packed[first : int(ends[stop - 1]) if stop else 0]
+            packed, width = cells.tobytes(), cells.shape[1]
+            places: Iterable[int] = (width * bound for bound in bounds)
+        else:
+            packed = self._packed
+            ends = (0, *self._ends.tolist())
+            places = (ends[bound] for bound in bounds)
+        return [packed[start:stop] for start, stop in itertools.pairwise(places)]
 
 
 class _Cells:
@@ -177,11 +180,7 @@ class _Brought:
         self._target = target
 
     def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
-        """0: what was brought is no single number."""
-        typed = matrix.typed[self._external]
-        if typed is None:
-            return 1
-        return 1 if typed.data_type.size and not typed.data_type.is_vector else 0
+        return 1
 
     def gather(
         self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
@@ -242,6 +241,9 @@ class TensorInput:
         self._free = -1 in shape
         self._parts: tuple[_Part, ...] | None = None
         self._runs: tuple[ColumnRun, ...] | None = None
+        self._fixed: tuple[int, ...] = ()  # elements of each part, when no request changes them
+        # Whether a text is read as a vector, its elements separated by ':'.
+        self._text_vector = len(sources) == 1 and shape[0] > 1
         if reference:
             return
         if self._is_text:
@@ -251,6 +253,8 @@ class TensorInput:
             )
         else:
             self._parts = self._compiled_parts()
+            counts = [part.count for part in self._parts or ()]
+            self._fixed = () if 0 in counts else tuple(counts)
 
     def _compiled_parts(self) -> tuple[_Part, ...] | None:
         """The sources by the kernels that read them; None when one of them has no kernel."""
@@ -283,11 +287,6 @@ class TensorInput:
             varying[0].count = left
         return tuple(parts)
 
-    @property
-    def text_vector(self) -> bool:
-        """Whether a text is read as a vector, its elements separated by ':'."""
-        return len(self.sources) == 1 and self.shape[0] > 1
-
     def build(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, Sequence[Misfit]]:
         """The tensor of these rows (int32 [n]), and the values that do not fit."""
         if self._is_text:
@@ -309,9 +308,9 @@ class TensorInput:
 
     def _gather(self, matrix: ShmMatrix, rows: Rows, parts: Sequence[_Part]) -> Tensor | None:
         """The tensor by kernels; None when a cell needs a closer look."""
-        if self.text_vector and self._brought(matrix):
+        if self._text_vector and self._brought(matrix):
             return None
-        counts = [part.elements(matrix, rows) for part in parts]
+        counts = self._fixed or [part.elements(matrix, rows) for part in parts]
         if 0 in counts:
             return None
         elements, size, target = sum(counts), self._size, int(self.data_type)
@@ -326,7 +325,7 @@ class TensorInput:
 
     def _collect(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[ColumnRun]) -> Tensor | None:
         """The tensor of texts by kernels; None when a cell needs a closer look."""
-        if not len(rows) or (self.text_vector and self._brought(matrix)):
+        if not len(rows) or (self._text_vector and self._brought(matrix)):
             return None
         found = collect(matrix, runs, rows, raw=False)
         if found is None:
@@ -376,7 +375,7 @@ class TensorInput:
         """Raw values of type `kind`, of one source, as elements of the tensor; b"" is missing."""
         name, target = self.sources[number].name, self.data_type
         if kind.element is DataType.STRING:
-            if self.text_vector:
+            if self._text_vector:
                 return _Ragged(name, [numbers.parse_vector(v, target) if v else None for v in values], target)
             read_as = self._text_types[number].element
             if read_as is DataType.STRING:
@@ -418,7 +417,7 @@ class TensorInput:
     def _build_texts(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, list[Misfit]]:
         misfits: list[Misfit] = []
         columns = [self._texts(matrix, source, rows, misfits) for source in self.sources]
-        if self.text_vector and self._brought(matrix):
+        if self._text_vector and self._brought(matrix):
             lines = self._split(columns[0], misfits)
         else:
             # A vector is one text, its elements joined by commas; a missing one is the text of its zeros

@@ -97,6 +97,13 @@ def test_what_is_usual_is_read() -> None:
     assert hold([usual(1)], [6]) == [True]  # one row for all
 
 
+def test_a_single_answer_needs_no_ends() -> None:
+    flat, states, codes = canaries(2 * COLUMNS * 4), np.zeros((2, COLUMNS), np.uint8), np.empty(1, np.int32)
+    into = (np.array([0, 2]), np.empty(0, np.int32), TEXTS, OUTPUTS, SCORES, flat, states, codes)
+    assert read_model_scores(array(usual(2)), np.empty(0, np.int64), *into) == 0
+    assert (states == VALUE).all()
+
+
 def test_an_answer_that_is_none_leaves_its_lines_alone() -> None:
     assert hold([usual(2), b"", usual(2)], [2, 2, 2]) == [True, False, True]
     assert hold([usual(2), usual(3), usual(2)], [2, 2, 2]) == [True, False, True]
@@ -162,6 +169,8 @@ GOOD = {
 BAD = [
     {"ends": [len(usual(2)) + 1]},
     {"ends": [-1]},
+    {"ends": [], "bounds": [0, 1, 2]},
+    {"ends": [1, 2]},
     {"bounds": [0, 3]},
     {"bounds": [-1, 1]},
     {"bounds": [2, 0]},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from components.compile import CompileError
 from components.expression import ExpressionError, parse
+from components.groups import Groups, batches
 from components.numerix_wire import ComputeCodec, decode_scores, encode_compute
 from components.wire import WireError
 from dag.plan import Plan
@@ -388,7 +389,10 @@ def test_both_codecs_write_the_same_request(
             [
                 Request.FromString(b"".join(body))
                 for body in ComputeCodec(schema, "c", reference).encode(
-                    column, np.arange(len(ids), dtype=np.int32), values.view(np.uint8), (0, start, stop)
+                    column,
+                    np.arange(len(ids), dtype=np.int32),
+                    values.view(np.uint8),
+                    Groups.of((0, start, stop)),
                 )
             ]
             for reference in (False, True)
@@ -402,7 +406,7 @@ def test_both_codecs_write_the_same_request(
 def decoded(body: bytes, rows: int, reference: bool) -> npt.NDArray[np.float32]:
     """The scores of one answer as the component reads them. Raises WireError."""
     scores = np.full(rows, np.nan, np.float32)
-    left = ComputeCodec(["id"], "c", reference).decode([body], [0, rows], scores)
+    left = ComputeCodec(["id"], "c", reference).decode([body], batches(rows, 0), scores)
     return decode_scores(body, rows) if left else scores
 
 

@@ -112,7 +112,7 @@ class Columns:
             self.matrix, asked
         )
         assert tensor.shape == slow.shape
-        assert tensor.raw(0, len(asked)) == slow.raw(0, len(asked))
+        assert tensor.raws((0, len(asked)))[0] == slow.raws((0, len(asked)))[0]
         assert sorted(misfits) == sorted(slow_misfits)
         return tensor, list(misfits)
 
@@ -162,7 +162,7 @@ def test_numbers_into_texts(kind: DataType) -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 3, {"a": Fetched(kind, 1, [value.tobytes() for value in array])}, {}, {})
         tensor, _ = columns.build(["a"], BYTES, [1])
-        assert split_bytes(tensor.raw(0, 3)) == numbers.text(array, kind)
+        assert split_bytes(tensor.raws((0, 3))[0]) == numbers.text(array, kind)
 
 
 # ---------------------------------------------------------------- any mixture
@@ -250,7 +250,7 @@ def test_any_mixture_of_columns(
         tensor, misfits = columns.build(names, target, shape, asked)
         wanted = [[oracle(columns, name, row, target) for name in names] for row in asked]
         assert tensor.shape == (len(names),)
-        assert tensor.raw(0, len(asked)) == b"".join(e.tobytes() for row in wanted for e, _ in row)
+        assert tensor.raws((0, len(asked)))[0] == b"".join(e.tobytes() for row in wanted for e, _ in row)
         assert {m.position for m in misfits} == {
             i for i, row in enumerate(wanted) if any(bad for _, bad in row)
         }
@@ -274,7 +274,7 @@ def test_any_mixture_of_columns_as_texts(
                 text, bad = text_oracle(columns, name, row)
                 wanted.append(text or b"0.0")
                 odd |= {row} if bad else set()
-        assert split_bytes(tensor.raw(0, rows)) == wanted
+        assert split_bytes(tensor.raws((0, rows))[0]) == wanted
         assert tensor.shape == (len(names),)
         assert {misfit.position for misfit in misfits} == odd
 
@@ -384,7 +384,7 @@ def test_vectors_as_texts() -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 2, {"v": vectors(FP32, [1, 2.5], None)}, {}, {})
         tensor, _ = columns.build(["v"], BYTES, [1])
-        assert split_bytes(tensor.raw(0, 2)) == [b"1,2.5", b"0.0"]
+        assert split_bytes(tensor.raws((0, 2))[0]) == [b"1,2.5", b"0.0"]
 
 
 # ---------------------------------------------------------------- what the request brought
@@ -410,7 +410,16 @@ def test_a_text_vector_of_texts() -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 4, {}, {"t": [b"a:b", b"", b"a:", b"a:b:c"]}, {})
         tensor, misfits = columns.build(["t"], BYTES, [2])
-        assert split_bytes(tensor.raw(0, 4)) == [b"a", b"b", b"0.0", b"0.0", b"a", b"0.0", b"0.0", b"0.0"]
+        assert split_bytes(tensor.raws((0, 4))[0]) == [
+            b"a",
+            b"b",
+            b"0.0",
+            b"0.0",
+            b"a",
+            b"0.0",
+            b"0.0",
+            b"0.0",
+        ]
         assert misfits == [Misfit(3, "'t' has 3 elements, the model takes 2")]
         assert tensor.shape == (2,)
 
@@ -419,7 +428,7 @@ def test_a_column_that_is_nowhere_is_zero() -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 2, {"a": fp32(1, 2)}, {}, {})
         assert columns.values(["a", "nowhere"], FP32, [2]) == [[1, 0], [2, 0]]
-        assert split_bytes(columns.build(["nowhere"], BYTES, [1])[0].raw(0, 2)) == [b"0.0", b"0.0"]
+        assert split_bytes(columns.build(["nowhere"], BYTES, [1])[0].raws((0, 2))[0]) == [b"0.0", b"0.0"]
 
 
 def test_what_was_not_fetched_is_taken_from_the_request() -> None:
@@ -460,7 +469,7 @@ def test_texts_are_read_as_the_type_that_a_variable_names() -> None:
 def test_raw_contents_of_some_rows(texts: list[bytes], data: st.DataObject) -> None:
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(texts))] * 2)))
     tensor = Tensor.of_texts((1,), [[text] for text in texts])
-    assert split_bytes(tensor.raw(start, stop)) == texts[start:stop]
+    assert split_bytes(tensor.raws((start, stop))[0]) == texts[start:stop]
     array = np.arange(len(texts) * 3, dtype=np.int16).reshape(-1, 3)
-    assert Tensor.of_numbers((3,), array).raw(start, stop) == array[start:stop].tobytes()
+    assert Tensor.of_numbers((3,), array).raws((start, stop))[0] == array[start:stop].tobytes()
     assert math.prod(Tensor.of_numbers((3,), array).shape) == 3

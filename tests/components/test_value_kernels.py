@@ -312,7 +312,7 @@ def test_elements_of_a_tensor_are_behind_their_lengths(rows: list[list[bytes]], 
     blanks = data.draw(st.lists(st.integers(0, 3), min_size=columns, max_size=columns))
     filled = [[text or b"0.0" * n for text, n in zip(row, blanks, strict=True)] for row in rows]
     tensor = Tensor.of_texts((columns,), filled)
-    wanted = tensor.raw(0, len(rows))
+    wanted = tensor.raws((0, len(rows)))[0]
     for room in range(len(wanted) + 3):
         out, ends = canaries(room), np.full(len(rows), -9, np.int64)
         code = write_texts(*placed(rows), np.array(blanks, np.int32), out, ends)
@@ -321,4 +321,4 @@ def test_elements_of_a_tensor_are_behind_their_lengths(rows: list[list[bytes]], 
             assert out[:code].tobytes() == wanted
             assert (out[code:] == CANARY).all()
             for row, end in enumerate(ends.tolist()):
-                assert tensor.raw(0, row + 1) == wanted[:end]
+                assert tensor.raws((0, row + 1))[0] == wanted[:end]

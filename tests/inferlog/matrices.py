@@ -56,7 +56,8 @@ def make(seed: int, types: Sequence[str], *, rows: int, slates: int = 0, odd: bo
     of_slates = None
     if slates:
         named = [rng.integers(0, rows, rng.integers(1, 4)).astype(np.int32) for _ in range(slates)]
-        of_slates = Slates(_matrix(rng, slot, placed.slates, slates, odd=odd), named)
+        bounds = np.cumsum([0, *map(len, named)])
+        of_slates = Slates(_matrix(rng, slot, placed.slates, slates, odd=odd), np.concatenate(named), bounds)
         of_slates.failures.append(Failure("slate model", "late", np.array([slates - 1], np.int32)))
     event = Event(
         method=3 if slates else 1,
