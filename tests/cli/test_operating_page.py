@@ -9,11 +9,20 @@ from pathlib import Path
 import pytest
 
 from cli.config import add_arguments
+from cli.main import _parser
 from sidecar.admin import ROUTES
 from sidecar.steering import STATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 COMMANDS = sorted(set(re.findall(r"inferflow config ([a-z]+(?: (?:[A-Z]+|--[a-z-]+|my_ranker))*)", PAGE)))
+
+
+OTHERS = sorted(set(re.findall(r"inferflow ((?:restart|scale|validate|probe)\b[^`#)\n]*)", PAGE)))
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_command_is_one(command: str) -> None:
+    assert _parser().parse_args(command.split()).run
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -25,6 +34,7 @@ def test_command_is_one(command: str) -> None:
 
 def test_there_are_some() -> None:
     assert len(COMMANDS) >= 7
+    assert len(OTHERS) >= 4
 
 
 def test_requests_of_the_admin_port_are_all_described() -> None:
