@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cli import config, logs, pod, probe, up, validate
+from cli import config, doctor, logs, pod, probe, status, up, validate
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -36,6 +36,9 @@ COMMANDS = (
     Command("restart", pod.RESTART_HELP, pod.add_restart, pod.restart),
     Command("scale", pod.SCALE_HELP, pod.add_scale, pod.scale),
     Command("probe", probe.HELP, probe.add_arguments, probe.run),
+    Command("status", status.HELP, status.add_arguments, status.run),
+    Command("top", status.TOP_HELP, status.add_top_arguments, status.top),
+    Command("doctor", doctor.HELP, doctor.add_arguments, doctor.run),
     Command("config", config.HELP, config.add_arguments, config.run),
     Command("logs", logs.HELP, logs.add_arguments, logs.run),
     Command("validate", validate.HELP, validate.add_arguments, validate.run),

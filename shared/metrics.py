@@ -394,16 +394,24 @@ LOG_SENT: Final = _counter(
 )
 LOG_ERRORS: Final = _counter(
     "inferflow_log_errors_total",
-    "worker log",
+    "log",
     "error",
-    "Inference-log messages that could not be made or sent, by cause.",
+    "Inference-log messages that were made and not delivered, by reason.",
     Statsd("inferflow.logging.error", ("error",)),
+)
+LOG_ROWS: Final = _counter(
+    "inferflow_log_rows_total",
+    "log",
+    "state",
+    "Rows for the inference log: offered (served and sampled), and acknowledged by where they go.",
+    unit="rows",
 )
 LOG_DROPPED: Final = _counter(
     "inferflow_log_dropped_total",
-    "worker log",
+    "log",
     "reason",
-    "Inference-log records that were given up so that no request waits, by reason.",
+    "Rows of the inference log that were given up so that no request waits, by reason.",
+    unit="rows",
 )
 LOG_QUEUED: Final = _gauge("inferflow_log_queued", "log", "", "Messages that wait for the broker.")
 LOG_QUEUED_BYTES: Final = _gauge("inferflow_log_queued_bytes", "log", "", "Their size.", unit="bytes")

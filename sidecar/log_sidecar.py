@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
+from shared.board import Board
 from shared.fd_stream import FdStream
 from shared.frames import (
     FrameError,
@@ -29,6 +30,14 @@ from shared.frames import (
     Release,
 )
 from shared.ledger import NOTHING, Books, Ledger
+from shared.metrics import (
+    LOG_DROPPED,
+    LOG_ERRORS,
+    LOG_QUEUED,
+    LOG_QUEUED_BYTES,
+    LOG_ROWS,
+    LOG_SENT,
+)
 from shared.rundir import UnixListener
 from shared.settings import Settings
 from sidecar.log_files import FileSink, remove_stale
@@ -233,6 +242,26 @@ class LogSidecar:
                 for lender, linked in workers
             ],
         }
+
+    def show(self, board: Board) -> None:
+        """Shows the books on a board."""
+        self._close_books()
+        total = self._closed_books
+        for lender in [*self.lenders, *self._left]:
+            total += lender.ledger.books()
+        board.counter(LOG_ROWS, "offered").value = total.offered
+        board.counter(LOG_ROWS, "acknowledged").value = total.acknowledged
+        dropped = {**total.dropped, "lost with the log sidecar": total.lost}
+        for reason, rows in dropped.items():
+            if rows:
+                board.counter(LOG_DROPPED, reason).value = rows
+        for outcome, messages in self.sender.outcomes.items():
+            if outcome == ACCEPTED:
+                board.counter(LOG_SENT).value = messages
+            else:
+                board.counter(LOG_ERRORS, outcome).value = messages
+        board.gauge(LOG_QUEUED).value = self.sender.messages
+        board.gauge(LOG_QUEUED_BYTES).value = self.sender.bytes
 
     def _queue(self) -> dict[str, Any]:
         return {

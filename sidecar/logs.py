@@ -16,6 +16,8 @@ from typing import Final
 import uvloop
 
 from shared import logs, process
+from shared.board import Board
+from shared.publishing import Publisher
 from shared.rundir import RunDirError, UnixListener, private_directory
 from shared.settings import Settings, SettingsError
 
@@ -34,18 +36,23 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
+    board = Board("log")
+    publisher = Publisher(loop, board, settings)
+    publisher.start()
     if settings.logs_to:
         # Not at the top: encoders and clients cost a second and 100 MB, which a pod without logs need not pay.
         from sidecar.log_sidecar import SOCKET, LogSidecar, open_sink
 
         listener = UnixListener(private_directory(settings.run_dir) / SOCKET)
         sidecar = LogSidecar(loop, listener, open_sink(settings), settings)
+        board.before_publishing(lambda: sidecar.show(board))
         process.settle()
         log.info("log sidecar started", extra={"to": settings.logs_to})
         await sidecar.run(stop)
     else:
         log.info("nothing is logged: neither a Kafka topic nor INFERFLOW_LOG_DIR is set")
         await stop.wait()
+    publisher.close()
     process.ignore_stops(loop, STOP_SIGNALS)
 
 

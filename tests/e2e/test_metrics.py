@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -11,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.agent import Agent
 from tests.e2e.asking import POINT, RETRIEVE, config, failing, retrieve, score, write_models
 from tests.e2e.pod import Pod, UpstreamProcess
-from tests.frontdoor.process import eventually
+from tests.frontdoor.process import PATIENCE, ROOT, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +120,7 @@ def test_prometheus_shows_every_process(pod: Pod) -> None:
     eventually(all_are_there, "both workers are ready", pod.text)
     found = prometheus(pod)
     up = {labels["process"]: value for labels, value in found["inferflow_process_up"]}
-    assert up == {"config": 1, "frontdoor-0": 1, "worker-0": 1, "worker-1": 1}
+    assert up == {"config": 1, "frontdoor-0": 1, "log": 1, "worker-0": 1, "worker-1": 1}
     versions = {labels["process"]: value for labels, value in found["inferflow_config_version"]}
     assert versions.keys() == {"config", "worker-0", "worker-1"}
     assert len(set(versions.values())) == 1
@@ -156,3 +159,26 @@ def test_dogstatsd_counts_what_was_sent(pod: Pod, agent: Agent) -> None:
         lambda: agent.count("inferflow.router.api.request.total", *routed) == SHOP + DOWN, "they are routed"
     )
     assert agent.bad == []
+
+
+def test_status_counts_what_was_sent(pod: Pod) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "cli.main", "status", "--json"],
+        cwd=pod.home,
+        env={**pod.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    state = json.loads(run.stdout)
+    requests = state["requests"]
+    assert (requests["total"], requests["failed"]) == (SHOP + DOWN + RETRIEVED + WRONG, WRONG)
+    assert requests["rows"] == SHOP * ROWS + DOWN * DOWN_ROWS + RETRIEVED * RETRIEVED_ROWS
+    assert requests["error_rows"] == DOWN * DOWN_ROWS
+    models = {model["model"]: model for model in state["models"]}
+    assert models["down"]["error_rows"] == DOWN * DOWN_ROWS
+    assert models["shop"]["total"] == SHOP + RETRIEVED
+    failed = {one["service"]: (one["calls"], one["failed"]) for one in state["upstreams"]}
+    assert failed == {"onfs": (SHOP + DOWN + RETRIEVED, 0), "predator": (SHOP + DOWN + RETRIEVED, DOWN)}
+    assert {process["state"] for process in state["processes"]} == {"up"}
+    assert state["configs"]["active"] is not None
