@@ -280,6 +280,15 @@ class EtcdSettings:
             "INFERFLOW_ETCD_KEY", OPTIONAL_PATH, "PEM file: its private key. Needs INFERFLOW_ETCD_CERT."
         ),
     )
+    status_key: str = field(
+        default="",
+        metadata=env(
+            "INFERFLOW_ETCD_STATUS_KEY",
+            TEXT,
+            "etcd key below which each pod writes the state of each of its configs, as JSON, for other tools: "
+            "<this>/<host name>/config-map/<model_config_id>. Not below /config/. Empty: nothing is written.",
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -892,6 +901,11 @@ class Settings:
                 )
 
     def _etcd_contradictions(self) -> Iterator[str]:
+        if self.etcd.status_key:
+            if f"{self.etcd.status_key}/".startswith("/config/"):
+                yield f"INFERFLOW_ETCD_STATUS_KEY={self.etcd.status_key!r}: /config/ is where configs are read from"
+            if not self.etcd.servers:
+                yield "INFERFLOW_ETCD_STATUS_KEY: is set, but ETCD_SERVER is empty"
         if (self.etcd.cert is None) != (self.etcd.key is None):
             yield "INFERFLOW_ETCD_CERT and INFERFLOW_ETCD_KEY: both or neither must be set"
         if self.etcd.ca is not None or self.etcd.cert is not None:

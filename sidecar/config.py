@@ -529,11 +529,13 @@ async def _serve(settings: Settings) -> None:
         ConfigMeters(board, sidecar, settings.run_dir)
         publisher = Publisher(loop, board, settings)
         publisher.start()
-        admin = Admin(Steering(sidecar), settings.run_dir)
+        steering = Steering(sidecar)
+        admin = Admin(steering, settings.run_dir)
         await admin.listen(settings.admin_host, settings.admin_port)
         log.info("config sidecar started", extra={"source": repr(source)})
         try:
-            await sidecar.run(stop)
+            async with telling(settings, steering):
+                await sidecar.run(stop)
         finally:
             await admin.close()
             publisher.close()
@@ -558,6 +560,27 @@ async def opened(settings: Settings) -> AsyncIterator[Source]:
         yield source
     finally:
         await source.close()
+
+
+@contextlib.asynccontextmanager
+async def telling(settings: Settings, steering: Steering) -> AsyncIterator[None]:
+    """Writes verdicts to etcd meanwhile, if the settings want it."""
+    if not settings.etcd.status_key:
+        yield
+        return
+    from sidecar.etcd import EtcdClient  # not at the top: see `opened`
+    from sidecar.verdicts import Verdicts
+
+    folder = f"{settings.etcd.status_key.rstrip('/')}/{socket.gethostname()}"
+    verdicts = Verdicts(EtcdClient.from_settings(settings.etcd), folder, steering.items)
+    writing = asyncio.get_running_loop().create_task(verdicts.run())
+    try:
+        yield
+    finally:
+        writing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writing
+        await verdicts.close()
 
 
 def main() -> None:

@@ -283,10 +283,11 @@ class EtcdClient:
 
     # --- writing
 
-    async def put(self, key: str, value: bytes) -> int:
-        """Writes a value, whatever was there. Returns the revision of the write. Raises EtcdError."""
-        answer = await self._call("KV/Put", pb.PutRequest(key=to_bytes(key), value=value), pb.PutResponse)
-        return int(answer.header.revision)
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Writes a value, whatever was there; it goes with its `lease` (0: it stays). Returns the revision of the
+        write. Raises EtcdError."""
+        request = pb.PutRequest(key=to_bytes(key), value=value, lease=lease)
+        return int((await self._call("KV/Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> bool:
         """Deletes a key; whether there was one. Raises EtcdError."""
@@ -319,6 +320,37 @@ class EtcdClient:
         # An earlier try may have written although its answer was lost: then this is our own value.
         current = answer.responses[0].response_range.kvs
         return bool(current) and current[0].value == value and current[0].mod_revision > mod_revision
+
+    # --- leases
+
+    async def grant_lease(self, seconds: int) -> int:
+        """A new lease. Keys written with it go when it is not kept for so long. Raises EtcdError."""
+        answer = await self._call(
+            "Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=seconds), pb.LeaseGrantResponse
+        )
+        return int(answer.ID)
+
+    async def keep_lease(self, lease: int) -> bool:
+        """Lets a lease live on from now; False when it is over. Raises EtcdError."""
+        endpoint = self.endpoint
+        metadata = await self._metadata()
+        call = self._connected().stream_stream(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
+        )(_only(pb.LeaseKeepAliveRequest(ID=lease)), timeout=self._timeout, metadata=metadata)
+        try:
+            answer = await call.read()
+        except grpc.aio.AioRpcError as error:
+            translated = _translated(endpoint, error)
+            if translated.outdated_login:
+                self._forget_login()
+            raise translated from error
+        finally:
+            call.cancel()
+        if answer is grpc.aio.EOF:
+            raise EtcdError(endpoint, "UNAVAILABLE", "etcd did not say whether the lease lives on")
+        return bool(answer.TTL > 0)
 
     # --- watching
 
@@ -523,6 +555,10 @@ class WatchStream:
 
     def _fail(self, code: str, reason: str) -> NoReturn:
         raise EtcdError(self._endpoint, code, reason)
+
+
+async def _only(request: Any) -> AsyncIterator[Any]:
+    yield request
 
 
 def _found(one: pb.KeyValue) -> Found:

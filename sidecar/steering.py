@@ -77,8 +77,12 @@ class Steering:
 
     def overview(self) -> dict[str, Any]:
         """Every key that is served, or is in the source: the short form of `show`, and the status."""
+        return {**self.status(), "items": self.items()}
+
+    def items(self) -> list[dict[str, Any]]:
+        """The short form of `show` of every key, in the order of the keys."""
         keys = sorted({*self._content().digests, *self._sidecar.texts, *self._sidecar.history.overrides})
-        return {**self.status(), "items": [self._item(key) for key in keys]}
+        return [self._item(key) for key in keys]
 
     def show(self, name: str) -> dict[str, Any]:
         """One key: what is served, since when, and the verdict on what its source holds. Raises SteeringError."""
