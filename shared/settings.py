@@ -739,7 +739,8 @@ class Settings:
         metadata=env(
             "INFERFLOW_ADMIN_HOST",
             HOST,
-            "Address that INFERFLOW_ADMIN_PORT is bound to. It has no authentication: keep it private.",
+            "Address that INFERFLOW_ADMIN_PORT is bound to. It has no authentication: keep it private. Changes are "
+            "taken from this machine only, whatever the address.",
         ),
     )
     admin_port: int = field(

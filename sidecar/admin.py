@@ -12,13 +12,15 @@
 | POST /config/rollback ?key= &to= &write=1 | puts an older version back |
 | POST /config/pin, /config/unpin ?key= | keeps what is served; ends that, or a rollback |
 
-It has no authentication, so it is bound to this machine unless it is told otherwise. A browser can be made to send
-a POST there by any web page: requests with an Origin are refused.
+It has no authentication, so it is bound to this machine unless it is told otherwise, and even then it takes POSTs
+from this machine only: whoever may read the metrics must not be able to change configs. A browser can be made to
+send a POST there by any web page: requests with an Origin are refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -32,7 +34,7 @@ from sidecar.exposition import Page, page
 from sidecar.source import MAX_DOCUMENT_BYTES
 from sidecar.steering import Steering, SteeringError
 
-__all__ = ["ROUTES", "Admin"]
+__all__ = ["ROUTES", "Admin", "is_this_machine"]
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,10 @@ class Admin:
                     request = await _read(machine, reader)
                 if request is None:
                     return
+                if request.method == "POST" and not is_this_machine(writer.get_extra_info("peername")[0]):
+                    raise _Refused(
+                        403, "changes are taken from the pod itself only: `kubectl exec`, `port-forward`"
+                    )
                 status, answer = await self._answer(request)
             except h11.RemoteProtocolError as error:
                 status, answer = error.error_status_hint, {"error": str(error)}
@@ -159,6 +165,13 @@ class Admin:
 def _may_go_on(machine: h11.Connection) -> bool:
     """Whether another request can follow on this connection."""
     return machine.our_state is h11.DONE and machine.their_state is h11.DONE
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether a peer's address is a loopback one. A pod that is reached by `port-forward` sees those, too."""
+    peer = ipaddress.ip_address(address.partition("%")[0])
+    mapped = peer.ipv4_mapped if isinstance(peer, ipaddress.IPv6Address) else None
+    return (mapped or peer).is_loopback
 
 
 async def _read(machine: h11.Connection, reader: asyncio.StreamReader) -> _Request | None:
