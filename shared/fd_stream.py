@@ -50,6 +50,7 @@ class FdStream(Generic[F]):
         self._unsent: deque[tuple[bytes, int | None]] = deque()
         self._unsent_bytes = 0
         self._open = True
+        self._gone = False  # the peer is, and what it sent is being read
         loop.add_reader(sock, self._readable)
 
     def __repr__(self) -> str:
@@ -63,7 +64,7 @@ class FdStream(Generic[F]):
 
     def send(self, frame: bytes, fd: int | None = None) -> None:
         """Sends a frame, and with it a descriptor, which stays the caller's. Nothing once it is closed."""
-        if not self._open:
+        if not self._open or self._gone:
             return
         self._unsent.append((frame, None if fd is None else os.dup(fd)))
         self._unsent_bytes += len(frame)
@@ -89,10 +90,17 @@ class FdStream(Generic[F]):
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
-        for fd in [*self._received, *(fd for _, fd in self._unsent if fd is not None)]:
+        for fd in self._received:
             os.close(fd)
         self._received.clear()
+        self._drop_unsent()
+
+    def _drop_unsent(self) -> None:
+        for _, fd in self._unsent:
+            if fd is not None:
+                os.close(fd)
         self._unsent.clear()
+        self._unsent_bytes = 0
 
     def fail(self, reason: str) -> None:
         """Ends the connection because of what the peer sent: closes it and calls `on_lost`."""
@@ -104,9 +112,14 @@ class FdStream(Generic[F]):
             self._on_lost(reason)
 
     def _readable(self) -> None:
+        if not self._open:
+            return
         try:
             data, fds, flags, _ = socket.recv_fds(self._sock, _READ_BYTES, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
+            return
+        except ConnectionResetError:
+            self._peer_is_gone()
             return
         except OSError as error:
             self._lose(f"read: {error.strerror}")
@@ -119,6 +132,22 @@ class FdStream(Generic[F]):
             self._lose(f"closed by its peer inside a frame ({cut} bytes)" if cut else "closed by its peer")
         else:
             self._feed(data)
+            if self._gone:
+                self._loop.call_soon(self._readable)
+
+    def _peer_is_gone(self) -> None:
+        """The peer has left with something of ours unread. What it sent itself can be read all the same.
+
+        The loop is not asked when: one built on libuv never calls again after such an error.
+        """
+        self._drop_unsent()
+        self._loop.remove_writer(self._sock)
+        self._loop.remove_reader(self._sock)
+        if self._gone:
+            self._loop.call_soon(self._lose, "reset by its peer")
+        else:
+            self._gone = True
+            self._loop.call_soon(self._readable)
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -144,6 +173,9 @@ class FdStream(Generic[F]):
                 sent = self._write(frame, fd)
             except BlockingIOError:
                 self._loop.add_writer(self._sock, self._writable)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._peer_is_gone()
                 return
             except OSError as error:
                 self._loop.call_soon(self._lose, f"write: {error.strerror}")

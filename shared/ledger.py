@@ -23,6 +23,7 @@ __all__ = [
     "ACCEPTING",
     "ACKNOWLEDGED",
     "DROPPED",
+    "FULL",
     "HANDED",
     "LOST",
     "NOTHING",
@@ -30,6 +31,7 @@ __all__ = [
     "OFFERED",
     "RECEIVED",
     "REFUSED",
+    "ROOM",
     "Books",
     "Ledger",
 ]
@@ -64,7 +66,10 @@ DROPPED: Final = {
 EARLIER: Final = 16
 NOW: Final = 32
 ACCEPTING: Final = 63
-"""1 while the log sidecar takes rows; otherwise its queue is full."""
+"""What the log sidecar says: 0 nothing yet, ROOM, or FULL."""
+ROOM: Final = 1
+FULL: Final = 2
+"""The queue is full: rows need not be handed over."""
 
 _SETTLED = (ACKNOWLEDGED, *DROPPED.values())
 _WORDS = 64

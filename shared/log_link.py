@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from shared.addresses import address
 from shared.fd_stream import FdStream
 from shared.frames import FrameError, FrameReader, HandOver, Lend, LogConfig, LogSegment, Release
-from shared.ledger import ACCEPTING, HANDED, OFFERED, REFUSED, Ledger
+from shared.ledger import ACCEPTING, FULL, HANDED, OFFERED, REFUSED, Ledger
 from shared.log_record import CHECK, Notes, check_word, write_record
 from shared.shm_matrix import Bytes, MatrixFull, MatrixPool, ShmMatrix, Slot
 
@@ -43,7 +43,7 @@ _KEPT: Final = 2
 """Versions of a config that the log sidecar keeps: requests of the one before may still be under way."""
 _AWAY: Final = REFUSED["log sidecar away"]
 _BEHIND: Final = REFUSED["log sidecar behind"]
-_FULL: Final = REFUSED["queue full"]
+_QUEUE_FULL: Final = REFUSED["queue full"]
 _NO_MEMORY: Final = REFUSED["no shared memory"]
 _BAD: Final = REFUSED["not understood"]
 
@@ -171,10 +171,11 @@ class LogLink:
 
     def _refusal(self, slot: Slot) -> int:
         """The word of the reason why this slot cannot be lent; 0 when it can."""
-        if self._stream is None:
+        accepting = self.ledger.words[ACCEPTING]
+        if self._stream is None or not accepting:
             return _AWAY
-        if not self.ledger.words[ACCEPTING]:
-            return _FULL
+        if accepting == FULL:
+            return _QUEUE_FULL
         return _BEHIND if self.lent_bytes + slot.size > self.limit else 0
 
     def _hand_over(

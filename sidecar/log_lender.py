@@ -20,7 +20,7 @@ from inferlog.encode import DROPPED_TOO_LARGE, Encoding, TornMatrix, encode
 from inferlog.event import Event
 from inferlog.schema import LogSchema
 from shared.frames import FrameError, HandOver, Lend, LogConfig
-from shared.ledger import ACCEPTING, ACKNOWLEDGED, DROPPED, NOW, RECEIVED, Ledger
+from shared.ledger import ACCEPTING, ACKNOWLEDGED, DROPPED, FULL, NOW, RECEIVED, ROOM, Ledger
 from shared.log_record import CHECK, LoggedConfig, Notes, Record, RecordError, SegmentMap, read_record
 from sidecar.log_queue import Message, Sender
 
@@ -92,7 +92,7 @@ class Lender:
 
     def set_accepting(self, accepting: bool) -> None:
         """Tells the worker whether it may hand over."""
-        self.ledger.words[ACCEPTING] = int(accepting)
+        self.ledger.words[ACCEPTING] = ROOM if accepting else FULL
 
     def introduce(self, frame: LogConfig) -> None:
         """A version of a config, for the slots to come."""
