@@ -17,7 +17,7 @@ class Event:
     method: int  # number of the RPC, as in REQUEST frames: RetrieveModelScore, point, pair, slate
     model_config_id: str
     digest: str  # of the config's document: SHA-256, hexadecimal
-    request_id: bytes  # unique
+    request_id: bytes  # unique; text, as the answer's trailing metadata has it
     tracking_id: str
     user_id: str = ""
     parent_entity: tuple[str, ...] = ()

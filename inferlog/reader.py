@@ -315,7 +315,7 @@ def _strings(heap: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], presen
 
 BESIDE: Final = pa.schema(
     [
-        ("_request_id", pa.string()),  # hexadecimal
+        ("_request_id", pa.string()),  # as in the answer's trailing metadata
         ("_time", pa.timestamp("ns", "UTC")),
         ("_model_config_id", pa.string()),
         ("_config_digest", pa.string()),
@@ -362,7 +362,7 @@ def beside(message: LogMessage) -> pa.Table:
     ours = bool(log.config_digest)
     nanoseconds = log.request_ns or message.created_at * 1_000_000_000
     same = {
-        "_request_id": log.request_id.hex() or None,
+        "_request_id": log.request_id.decode("utf-8", "backslashreplace") or None,
         "_time": nanoseconds,
         "_model_config_id": log.model_config_id,
         "_config_digest": log.config_digest or None,

@@ -308,7 +308,7 @@ def test_everything_said_beside_the_values() -> None:
         assert row["_errors"] == expected
     for row in found:
         assert row["_rpc"] == "INFER_SLATE_WISE"
-        assert row["_request_id"] == made.event.request_id.hex()
+        assert row["_request_id"] == made.event.request_id.decode()
         assert row["_config_digest"] == made.event.digest
         assert row["_time"] == made.event.request_ns
         assert row["_endpoints"] == [("model", "10.0.0.1:8090")]
