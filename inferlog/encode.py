@@ -193,10 +193,13 @@ class _Slates(_Targets):
     def places(schema: LogSchema) -> Places:
         return schema.slates
 
+    @functools.cached_property
+    def _target_ids(self) -> list[bytes]:
+        return _ids(self._target_matrix, self.schema.id_source, self._target_matrix.all_rows)
+
     def entities(self, first: int, stop: int) -> list[bytes]:
         """The ids of each slate's targets, joined as composite keys are."""
-        matrix = self._target_matrix
-        ids = _ids(matrix, self.schema.id_source, matrix.all_rows)
+        ids = self._target_ids
         return [b"|".join([ids[row] for row in rows.tolist()]) for rows in self.named[first:stop]]
 
     def beside(self, first: int, stop: int) -> inference_log_pb2.InferflowLog:

@@ -166,9 +166,11 @@ def _in_rows(message: LogMessage, blobs: Sequence[bytes], columns: Sequence[LogC
 def _in_stream(message: LogMessage, blobs: Sequence[bytes], columns: Sequence[LogColumn]) -> Iterator[Values]:
     try:
         found = pa.ipc.open_stream(_only(message, blobs)).read_all()
-    except pa.ArrowException as error:
+        found.validate(full=True)
+        names = found.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no UTF-8
         raise BadLog(f"{message!r}: its blob is no Arrow stream: {error}") from error
-    if found.column_names != [str(number) for number in range(len(columns))]:
+    if names != [str(number) for number in range(len(columns))]:
         raise _not_these(message, columns, f"it has {found.num_columns} columns")
     if columns:  # a stream without columns does not know its rows
         _check_rows(message, found.num_rows)
@@ -179,15 +181,18 @@ def _in_map(message: LogMessage, blobs: Sequence[bytes], columns: Sequence[LogCo
     try:
         found = pq.read_table(io.BytesIO(_only(message, blobs)))
         column = found.column(MAP_COLUMN).combine_chunks()
-    except (pa.ArrowException, KeyError) as error:
+        column.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise BadLog(f"{message!r}: its blob is no Parquet file with {MAP_COLUMN!r}: {error}") from error
+    if not (pa.types.is_map(column.type) and pa.types.is_integer(column.type.key_type)):
+        raise BadLog(f"{message!r}: {MAP_COLUMN!r} is no map of column numbers, but {column.type}")
     rows = found.num_rows
     _check_rows(message, rows)
     ends = np.asarray(column.offsets)
     row = np.repeat(np.arange(rows), np.diff(ends))
     key = np.asarray(column.keys)[ends[0] : ends[-1]]
-    if len(key) and not (key.min() >= 0 and key.max() < len(columns)):
-        raise _not_these(message, columns, f"it has a column {key.max()}")
+    if len(key) and (key.min(), key.max()) != (0, len(columns) - 1):
+        raise _not_these(message, columns, f"it has columns {key.min()} to {key.max()}")
     items = _of_binary(column.items.slice(ends[0], ends[-1] - ends[0]))
     starts = np.zeros((rows, len(columns)), np.int64)
     sizes = np.full((rows, len(columns)), kernels.ABSENT, np.int32)
@@ -220,7 +225,8 @@ def _not_these(message: LogMessage, columns: Sequence[LogColumn], reason: str) -
 def _of_binary(column: pa.Array | pa.ChunkedArray) -> Values:
     """The values of a binary array; what is empty counts as none, as in the row format."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = array.cast(pa.binary())
+    if not pa.types.is_binary(array.type):
+        raise BadLog(f"values are no bytes, but {array.type}")
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4) if len(array) else _NO_ENDS
     sizes = np.diff(ends)
