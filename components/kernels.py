@@ -35,6 +35,7 @@ __all__ = [
     "encode_keys",
     "read_result",
     "read_scores",
+    "read_slates",
     "read_targets",
     "scan_request",
 ]
@@ -579,53 +580,84 @@ def read_scores(bodies: Any, ends: Any, bounds: Any, scores: Any, codes: Any) ->
 
 # --- requests
 
+TARGETS, VALUES, OTHER, SLATES, INDICES, SLATE_VALUES, SLATE_BYTES = range(7)  # what scan_request counts
 
-@_kernel(INT(U8, INT, types.int64[::1]))
-def scan_request(body: Any, tag: Any, counts: Any) -> int:
-    """Counts the targets of a Predict request: the messages of field `tag` (its one-byte tag).
 
-    counts[0]: targets, counts[1]: the most feature values of one, counts[2]: bytes of all other fields.
+@_kernel(INT(U8, INT, INT, INT, types.int64[::1]))
+def scan_request(body: Any, tag: Any, slates: Any, pairs: Any, counts: Any) -> int:
+    """Counts the targets (messages of field `tag`) and the pairs or slates (of field `slates`) of a request.
+
+    Both are one-byte tags; slates 0: there are none. pairs: 1 when they are pairs. counts[7]: TARGETS; VALUES, the
+    most feature values of a target; OTHER, bytes of all other fields; SLATES; INDICES, targets that they name;
+    SLATE_VALUES, the most feature values of one; SLATE_BYTES, without tags and lengths.
     """
     at = 0
     end = body.shape[0]
     counts[:] = 0
+    slate_values = 0x1A if pairs else 0x12
     while at < end:
         begin = at
         found, at = _tag(body, at, end)
         if at < 0:
             return at
-        if found != tag:
+        if found != tag and found != slates:
             at = _skip(body, at, end, found)
             if at < 0:
                 return at
-            counts[2] += at - begin
+            counts[OTHER] += at - begin
             continue
+        of_target = found == tag
         inner, at = _length(body, at, end)
         if inner < 0:
             return MALFORMED
         values = 0
+        if not of_target:
+            counts[SLATES] += 1
+            counts[SLATE_BYTES] += at - inner
+            if pairs:
+                counts[INDICES] += 2
         while inner < at:
             found, inner = _tag(body, inner, at)
             if inner < 0:
                 return inner
-            if found == 0x12:
-                values += 1
-            inner = _skip(body, inner, at, found)
-            if inner < 0:
-                return inner
-        counts[0] += 1
-        counts[1] = max(counts[1], values)
+            if of_target or pairs or found != 0x0A:
+                if found == (0x12 if of_target else slate_values):
+                    values += 1
+                elif found == 0x08 and not of_target and not pairs:
+                    counts[INDICES] += 1
+                inner = _skip(body, inner, at, found)
+                if inner < 0:
+                    return inner
+                continue
+            start, inner = _length(body, inner, at)
+            if start < 0:
+                return MALFORMED
+            for i in range(start, inner):
+                counts[INDICES] += body[i] < 0x80  # packed: every number ends with such a byte
+        if of_target:
+            counts[TARGETS] += 1
+            counts[VALUES] = max(counts[VALUES], values)
+        else:
+            counts[SLATE_VALUES] = max(counts[SLATE_VALUES], values)
     return 0
 
 
-@_kernel(INT(U8, INT, types.int64[::1], I32_OUT, types.int64[:, ::1], types.int32[:, ::1], U8_OUT))
+@_kernel(INT(U8, INT, INT, types.int64[::1], I32_OUT, types.int64[:, ::1], types.int32[:, ::1], U8_OUT))
 def read_targets(
-    body: Any, tag: Any, id_starts: Any, id_sizes: Any, value_starts: Any, value_sizes: Any, rest: Any
+    body: Any,
+    tag: Any,
+    slates: Any,
+    id_starts: Any,
+    id_sizes: Any,
+    value_starts: Any,
+    value_sizes: Any,
+    rest: Any,
 ) -> int:
     """Finds the ids (field 1) and feature values (field 2) of the targets that `scan_request` counted.
 
-    Places in `body`: ids [rows], values [values, rows], size 0 where a target has fewer. `rest`: the other
-    fields' bytes. UNUSUAL: an id that is not ASCII. Reference: workers.requests with protobuf messages.
+    Places in `body`: ids [rows], values [values, rows], size 0 where a target has fewer. `rest`: the bytes of all
+    fields but targets and slates. UNUSUAL: an id that is not ASCII. Reference: workers.requests with protobuf
+    messages.
     """
     at = 0
     end = body.shape[0]
@@ -642,6 +674,8 @@ def read_targets(
             at = _skip(body, at, end, found)
             if at < 0:
                 return at
+            if found == slates:
+                continue
             if kept + at - begin > rest.shape[0]:
                 return NO_ROOM
             kept = _copy(body, begin, at - begin, rest, kept)
@@ -679,3 +713,85 @@ def read_targets(
                     return inner
         row += 1
     return row
+
+
+@_kernel(INT(U8, INT, INT, I32_OUT, types.int64[::1], types.int64[:, ::1], types.int32[:, ::1]))
+def read_slates(
+    body: Any, tag: Any, pairs: Any, rows: Any, bounds: Any, value_starts: Any, value_sizes: Any
+) -> int:
+    """Reads the pairs or slates that `scan_request` counted; returns how many there were.
+
+    rows: the target indices, slate after slate, those of slate i at bounds[i] … bounds[i + 1] − 1. Places of the
+    feature values in `body` [values, slates], size 0 where a slate has fewer. MALFORMED also: an index of more than
+    five bytes, as negative ones have. Reference: workers.requests with protobuf messages.
+    """
+    at = 0
+    end = body.shape[0]
+    slate = 0
+    place = 0
+    value_sizes[:, :] = 0
+    value_starts[:, :] = 0
+    feature = 0x1A if pairs else 0x12
+    if bounds.shape[0] < 1:
+        return NO_ROOM
+    bounds[0] = 0
+    while at < end:
+        found, at = _tag(body, at, end)
+        if at < 0:
+            return at
+        if found != tag:
+            at = _skip(body, at, end, found)
+            if at < 0:
+                return at
+            continue
+        inner, at = _length(body, at, end)
+        if inner < 0:
+            return MALFORMED
+        if slate >= bounds.shape[0] - 1 or slate >= value_starts.shape[1]:
+            return NO_ROOM
+        if pairs:
+            if place + 2 > rows.shape[0]:
+                return NO_ROOM
+            rows[place] = rows[place + 1] = 0
+        values = 0
+        while inner < at:
+            found, inner = _tag(body, inner, at)
+            if inner < 0:
+                return inner
+            if found == feature:
+                start, inner = _length(body, inner, at)
+                if start < 0:
+                    return MALFORMED
+                if values >= value_starts.shape[0]:
+                    return NO_ROOM
+                value_starts[values, slate] = start
+                value_sizes[values, slate] = inner - start
+                values += 1
+            elif found == 0x08 or (found == 0x10 and pairs) or (found == 0x0A and not pairs):
+                stop = at
+                if found == 0x0A:
+                    inner, stop = _length(body, inner, at)
+                    if inner < 0:
+                        return MALFORMED
+                while inner < stop:
+                    index, inner = _varint(body, inner, stop)
+                    if inner < 0:
+                        return inner
+                    if pairs:
+                        rows[place + (found == 0x10)] = np.int32(index & 0xFFFFFFFF)
+                    else:
+                        if place >= rows.shape[0]:
+                            return NO_ROOM
+                        rows[place] = np.int32(index & 0xFFFFFFFF)
+                        place += 1
+                    if found != 0x0A:
+                        break
+            else:
+                inner = _skip(body, inner, at, found)
+                if inner < 0:
+                    return inner
+        if pairs:
+            place += 2
+        slate += 1
+        bounds[slate] = place
+    return slate

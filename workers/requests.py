@@ -28,11 +28,14 @@ METADATA_ENTITIES = ((b"user-id", "user_id"), (b"app-version-code", "app_version
 Metadata = Mapping[bytes, bytes]
 POINT_WISE_TARGETS = 0x2A  # tag of field 5, length-delimited
 SLATE_TARGETS = 0x3A  # field 7, in pair and slate requests
+SLATES = 0x32  # field 6, in the same: pairs or slates
 
 # Cells that any request may have. Values take two bytes each at least, so that a table without gaps has always
 # fewer cells than its body has bytes; one with gaps may be as large as that of a usual body.
 CELLS_FOR_ALL = 4 << 20
 
+Rows = npt.NDArray[np.int32]
+Bounds = npt.NDArray[np.int64]
 M = TypeVar("M", bound=Message)
 
 
@@ -61,9 +64,9 @@ Adapter = Callable[[bytes, Metadata, Reading], Inquiry]
 
 
 def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _targets(body, POINT_WISE_TARGETS, reading)
+    placed, rest = _placed(body, POINT_WISE_TARGETS, reading)
     request = _parsed(predict_pb2.PointWiseRequest, body, rest)
-    targets = placed or _MessageTargets(request.targets)
+    targets = placed.targets if placed else _MessageTargets(request.targets)
 
     def bring(plan: Plan) -> Brought:
         return Brought(targets.rows, _predict_columns(plan, request, targets, reading), body=targets.body)
@@ -72,45 +75,38 @@ def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
 
 
 def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _targets(body, SLATE_TARGETS, reading)
+    placed, rest = _placed(body, SLATE_TARGETS, reading, slates=SLATES, pairs=True)
     request = _parsed(predict_pb2.PairWiseRequest, body, rest)
-    targets = placed or _MessageTargets(request.targets)
-
-    def bring(plan: Plan) -> Brought:
-        columns = _predict_columns(plan, request, targets, reading)
-        if not request.pairs:
-            raise BadRequest("pairs is empty: at least one pair is needed")
-        rows = np.array(
-            [(pair.first_target_index, pair.second_target_index) for pair in request.pairs], np.int32
-        ).reshape(-1)
-        if (place := _outside(rows, targets.rows)) is not None:
-            field = ("first_target_index", "second_target_index")[place % 2]
-            raise _wrong_index(f"pairs[{place // 2}].{field}", int(rows[place]), targets.rows)
-        bounds = np.arange(0, len(rows) + 1, 2)
-        own = _slate_columns(request, request.pair_input_schema, request.pairs, "pair", reading)
-        return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
-
-    return Inquiry(request.model_config_id, request.tracking_id, bring)
+    targets = placed.targets if placed else _MessageTargets(request.targets)
+    pairs = placed.slates if placed else _MessagePairs(request.pairs)
+    return _in_slates(request, targets, pairs, request.pair_input_schema, reading)
 
 
 def _slate_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _targets(body, SLATE_TARGETS, reading)
+    placed, rest = _placed(body, SLATE_TARGETS, reading, slates=SLATES)
     request = _parsed(predict_pb2.SlateWiseRequest, body, rest)
-    targets = placed or _MessageTargets(request.targets)
+    targets = placed.targets if placed else _MessageTargets(request.targets)
+    slates = placed.slates if placed else _MessageSlates(request.slates)
+    return _in_slates(request, targets, slates, request.slate_input_schema, reading)
 
+
+def _in_slates(
+    request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
+    targets: _MessageTargets | _PlacedTargets,
+    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
+    schema: Schema,
+    reading: Reading,
+) -> Inquiry:
     def bring(plan: Plan) -> Brought:
         columns = _predict_columns(plan, request, targets, reading)
-        if not request.slates:
-            raise BadRequest("slates is empty: at least one slate is needed")
-        named = [slate.target_indices for slate in request.slates]
-        bounds = np.zeros(len(named) + 1, np.int64)
-        np.cumsum([len(indices) for indices in named], out=bounds[1:])
-        rows = np.fromiter(itertools.chain.from_iterable(named), np.int32, int(bounds[-1]))
-        if (place := _outside(rows, targets.rows)) is not None:
-            number = int(np.searchsorted(bounds, place, "right")) - 1
-            field = f"slates[{number}].target_indices[{place - int(bounds[number])}]"
-            raise _wrong_index(field, int(rows[place]), targets.rows)
-        own = _slate_columns(request, request.slate_input_schema, request.slates, "slate", reading)
+        rows, bounds = slates.named()
+        if len(bounds) == 1:
+            raise BadRequest(f"{slates.unit}s is empty: at least one {slates.unit} is needed")
+        outside = np.flatnonzero((rows < 0) | (rows >= targets.rows))
+        if len(outside):
+            place = int(outside[0])
+            raise _wrong_index(slates.unit, bounds, place, int(rows[place]), targets.rows)
+        own = _slate_columns(request, schema, slates, reading)
         return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
 
     return Inquiry(request.model_config_id, request.tracking_id, bring)
@@ -144,16 +140,16 @@ def _parsed(kind: type[M], body: bytes, rest: bytes | None = None) -> M:
         raise BadRequest(f"the body of {len(body)} bytes is no {kind.DESCRIPTOR.name}") from error
 
 
-def _outside(rows: npt.NDArray[np.int32], targets: int) -> int | None:
-    """The place of the first index that is none of so many targets."""
-    # As unsigned numbers, negative ones are large.
-    if not len(rows) or int(rows.view(np.uint32).max()) < targets:
-        return None
-    return int(np.argmax(rows.view(np.uint32) >= targets))
-
-
-def _wrong_index(field: str, index: int, targets: int) -> BadRequest:
-    return BadRequest(f"{field} is {index}, but there are {targets} targets (0 to {targets - 1})")
+def _wrong_index(unit: str, bounds: Bounds, place: int, index: int, targets: int) -> BadRequest:
+    """The error for the target index at this place of all."""
+    number = int(np.searchsorted(bounds, place, "right")) - 1
+    within = place - int(bounds[number])
+    field = f"target_indices[{within}]"
+    if unit == "pair":
+        field = ("first_target_index", "second_target_index")[within]
+    return BadRequest(
+        f"{unit}s[{number}].{field} is {index}, but there are {targets} targets (0 to {targets - 1})"
+    )
 
 
 def _good_names(plan: Plan, names: Sequence[str]) -> bool:
@@ -253,39 +249,115 @@ class _MessageTargets:
 class _PlacedTargets:
     """The targets of a request by where their fields stand in its body."""
 
-    def __init__(
-        self, body: bytes, ids: Places, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]
-    ) -> None:
-        """starts, sizes [values, rows]: the feature values; where a target has fewer, start and size are 0."""
+    def __init__(self, body: bytes, ids: Places, values: _PlacedValues) -> None:
         self.body = body
         self.rows = len(ids.starts)
         self._ids = ids
-        self._starts = starts
-        self._sizes = sizes
+        self._values = values
 
     def ids(self) -> Places:
         return self._ids
 
     def features(self, schema: Schema, reading: Reading) -> list[Column]:
-        if len(self._starts) > len(schema):
-            number = int(np.flatnonzero(self._starts[len(schema)])[0])  # no value stands at byte 0
-            count = int(np.count_nonzero(self._starts[:, number]))
-            raise _too_many_values("targets", number, count, "target_input_schema", len(schema))
+        return self._values.columns(schema, "target_input_schema", "targets", reading)
+
+
+class _PlacedValues(NamedTuple):
+    """Feature values by where they stand in a body: starts, sizes [values, rows].
+
+    Where a row has fewer, start and size are 0.
+    """
+
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, values: int, rows: int) -> _PlacedValues:
+        return cls(np.empty((values, rows), np.int64), np.empty((values, rows), np.int32))
+
+    def columns(self, schema: Schema, schema_field: str, rows_field: str, reading: Reading) -> list[Column]:
+        """The values as columns, the reference of which is `_row_columns`."""
+        if len(self.starts) > len(schema):
+            number = int(np.flatnonzero(self.starts[len(schema)])[0])  # no value stands at byte 0
+            count = int(np.count_nonzero(self.starts[:, number]))
+            raise _too_many_values(rows_field, number, count, schema_field, len(schema))
         columns = []
         for at, part in enumerate(schema):
-            kind = _data_type(part.data_type, f"target_input_schema[{at}]", reading)
-            if at >= len(self._starts):
+            kind = _data_type(part.data_type, f"{schema_field}[{at}]", reading)
+            if at >= len(self.starts):
                 continue
-            sizes = self._sizes[at]
+            sizes = self.sizes[at]
             for number in _misfits(sizes, kind, part.vector_dim).tolist():
-                place = f"targets[{number}].feature_values[{at}]"
+                place = f"{rows_field}[{number}].feature_values[{at}]"
                 raise _wrong_length(place, part.name, int(sizes[number]), kind, part.vector_dim)
-            columns.append(Column(part.name, kind, Places(self._starts[at], sizes), part.vector_dim))
+            columns.append(Column(part.name, kind, Places(self.starts[at], sizes), part.vector_dim))
         return columns
 
 
-def _targets(body: bytes, tag: int, reading: Reading) -> tuple[_PlacedTargets | None, bytes]:
-    """The targets (messages of field `tag`) and the bytes of all other fields.
+class _MessagePairs:
+    """The pairs of a request as protobuf messages: a reference of `_PlacedSlates`."""
+
+    unit = "pair"
+
+    def __init__(self, pairs: Sequence[predict_pb2.TargetPair]) -> None:
+        self._pairs = pairs
+
+    def named(self) -> tuple[Rows, Bounds]:
+        indices = [(pair.first_target_index, pair.second_target_index) for pair in self._pairs]
+        return np.array(indices, np.int32).reshape(-1), np.arange(0, 2 * len(indices) + 1, 2)
+
+    def features(self, schema: Schema, reading: Reading) -> list[Column]:
+        return _row_columns(schema, self._pairs, "pair_input_schema", "pairs", reading)
+
+
+class _MessageSlates:
+    """The slates of a request as protobuf messages: a reference of `_PlacedSlates`."""
+
+    unit = "slate"
+
+    def __init__(self, slates: Sequence[predict_pb2.TargetSlate]) -> None:
+        self._slates = slates
+
+    def named(self) -> tuple[Rows, Bounds]:
+        """The target rows of each slate, as in dag.component.Slates."""
+        indices = [slate.target_indices for slate in self._slates]
+        rows = np.array([*itertools.chain.from_iterable(indices)], np.int32)
+        return rows, np.array([*itertools.accumulate(map(len, indices), initial=0)], np.int64)
+
+    def features(self, schema: Schema, reading: Reading) -> list[Column]:
+        return _row_columns(schema, self._slates, "slate_input_schema", "slates", reading)
+
+
+class _PlacedSlates:
+    """The pairs or slates of a request: the rows they name, and where their values stand in its body."""
+
+    def __init__(self, unit: str, rows: Rows, bounds: Bounds, values: _PlacedValues) -> None:
+        self.unit = unit
+        self._rows = rows
+        self._bounds = bounds
+        self._values = values
+
+    def named(self) -> tuple[Rows, Bounds]:
+        return self._rows, self._bounds
+
+    def features(self, schema: Schema, reading: Reading) -> list[Column]:
+        return self._values.columns(schema, f"{self.unit}_input_schema", f"{self.unit}s", reading)
+
+
+class _Placed(NamedTuple):
+    """What kernels find in a body."""
+
+    targets: _PlacedTargets
+    slates: _PlacedSlates
+
+
+NO_SLATES = _PlacedSlates("slate", np.empty(0, np.int32), np.zeros(1, np.int64), _PlacedValues.empty(0, 0))
+
+
+def _placed(
+    body: bytes, tag: int, reading: Reading, *, slates: int = 0, pairs: bool = False
+) -> tuple[_Placed | None, bytes]:
+    """Targets (messages of field `tag`), pairs or slates (of field `slates`), and the bytes of all other fields.
 
     None and the whole body when the reference is to read it: on demand, and whenever the kernels cannot.
     Raises BadRequest for a table that would be out of all proportion to the body.
@@ -293,18 +365,26 @@ def _targets(body: bytes, tag: int, reading: Reading) -> tuple[_PlacedTargets | 
     if reading.reference_codecs:
         return None, body
     data = np.frombuffer(body, np.uint8)
-    counts = np.empty(3, np.int64)
-    if kernels.scan_request(data, tag, counts) < 0:
+    counts = np.empty(7, np.int64)
+    if kernels.scan_request(data, tag, slates, int(pairs), counts) < 0:
         return None, body
-    rows, values, other = counts.tolist()
-    _check_cells("targets", rows, values, len(body))
+    rows, most, other, groups, indices, most_of_groups, group_bytes = counts.tolist()
+    _check_cells("targets", rows, most, len(body))
     ids = Places(np.empty(rows, np.int64), np.empty(rows, np.int32))
-    starts = np.empty((values, rows), np.int64)
-    sizes = np.empty((values, rows), np.int32)
+    values = _PlacedValues.empty(most, rows)
     rest = np.empty(other, np.uint8)
-    if kernels.read_targets(data, tag, ids.starts, ids.sizes, starts, sizes, rest) != rows:
+    if kernels.read_targets(data, tag, slates, *ids, *values, rest) != rows:
         return None, body
-    return _PlacedTargets(body, ids, starts, sizes), rest.tobytes()
+    targets = _PlacedTargets(body, ids, values)
+    if not slates:
+        return _Placed(targets, NO_SLATES), rest.tobytes()
+    unit = "pair" if pairs else "slate"
+    _check_cells(f"{unit}s", groups, most_of_groups, group_bytes)
+    named = np.empty(indices, np.int32), np.empty(groups + 1, np.int64)
+    values = _PlacedValues.empty(most_of_groups, groups)
+    if kernels.read_slates(data, slates, int(pairs), *named, *values) != groups:
+        return None, body
+    return _Placed(targets, _PlacedSlates(unit, *named, values)), rest.tobytes()
 
 
 def _predict_columns(
@@ -328,10 +408,9 @@ def _predict_columns(
 
 
 def _slate_columns(
-    request: PredictRequest,
+    request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
     schema: Schema,
-    rows: Sequence[predict_pb2.TargetPair] | Sequence[predict_pb2.TargetSlate],
-    unit: str,
+    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
     reading: Reading,
 ) -> list[Column]:
     """The columns of the slates' matrix: their own features, and the context features."""
@@ -339,14 +418,14 @@ def _slate_columns(
     for at, part in enumerate(schema):
         if part.name == SLATE_INDICES or part.name in names or not part.name:
             raise BadRequest(
-                f"{unit}_input_schema[{at}].name is {part.name!r}: it must be neither empty, nor named twice, "
-                f"nor {SLATE_INDICES!r}, which the service writes itself"
+                f"{slates.unit}_input_schema[{at}].name is {part.name!r}: it must be neither empty, nor named "
+                f"twice, nor {SLATE_INDICES!r}, which the service writes itself"
             )
         names.add(part.name)
     context = [
         column for column in _context_columns(request.context_features, reading) if column.name not in names
     ]
-    return [*_row_columns(schema, rows, f"{unit}_input_schema", f"{unit}s", reading), *context]
+    return [*slates.features(schema, reading), *context]
 
 
 def _context_columns(features: Sequence[predict_pb2.ContextFeature], reading: Reading) -> list[Column]:
