@@ -4,7 +4,8 @@
 `make plain` takes them away again. Which sources they were made of is kept in `shared/native.json`
 (`shared/native.py` reads it), so that a stale one is noticed at the start of a process.
 
-Not compiled: kernels (numba compiles those), modules whose classes msgspec or enum make, and what is not on
+Not compiled: kernels (numba compiles those), modules whose classes msgspec or enum make or whose base is a C
+type (`components/scratch.py`: compiled attributes would lie over those of threading.local), and what is not on
 the request path.
 """
 
@@ -19,15 +20,16 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MODULES = """
-components/columns.py components/feature.py components/feature_init.py components/fetched.py components/keys.py
+components/collect.py components/columns.py components/feature.py components/feature_init.py
+components/fetched.py components/keys.py
 components/numerix.py components/numerix_wire.py components/onfs_wire.py components/predator.py
-components/scratch.py components/tensors.py components/triton_wire.py components/wire.py
+components/tensors.py components/triton_wire.py components/wire.py
 dag/component.py dag/executor.py
 frontdoor/door.py frontdoor/links.py
 rpc/calls.py rpc/client.py rpc/client_connection.py rpc/connection.py rpc/endpoint.py rpc/limits.py
 rpc/server_connection.py rpc/timers.py rpc/wire.py
-shared/frames.py shared/shm_matrix.py
-workers/doors.py workers/requests.py workers/responses.py workers/service.py
+shared/board.py shared/frames.py shared/shm_matrix.py
+workers/doors.py workers/meters.py workers/requests.py workers/responses.py workers/service.py
 """.split()
 
 

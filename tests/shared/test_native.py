@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import enum
 import hashlib
+import importlib
+import inspect
 import json
 import re
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -71,3 +74,16 @@ def test_a_caught_exception_has_one_type_a_name(name: str) -> None:
             if isinstance(node, ast.ExceptHandler) and node.name is not None and node.type is not None:
                 caught = ast.unparse(node.type)
                 assert types.setdefault(node.name, caught) == caught, f"{name}: {function.name}, {node.name}"
+
+
+@pytest.mark.parametrize("name", _compiled_modules())
+def test_no_class_lays_its_attributes_over_those_of_a_base(name: str) -> None:
+    """mypyc puts attributes right behind the head of an object, also when the base is a C type that has its own."""
+    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    compiled = {one.removesuffix(".py").replace("/", ".") for one in _compiled_modules()}
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if cls.__module__ != module.__name__ or issubclass(cls, BaseException | tuple | enum.Enum):
+            continue
+        for base in cls.__mro__[1:]:
+            if base.__module__ not in compiled:
+                assert base.__basicsize__ == object.__basicsize__, f"{cls.__name__} on {base!r}"
