@@ -34,7 +34,7 @@ class Counter:
     def __init__(self, metric: Metric, labels: tuple[str, ...]) -> None:
         self.metric = metric
         self.labels = labels
-        self.value: float = 0
+        self.value: int | float = 0
 
     def __repr__(self) -> str:
         return f"<Counter {_shown(self.metric, self.labels)} {self.value}>"
@@ -48,7 +48,7 @@ class Gauge:
     def __init__(self, metric: Metric, labels: tuple[str, ...]) -> None:
         self.metric = metric
         self.labels = labels
-        self.value: float = 0
+        self.value: int | float = 0
 
     def __repr__(self) -> str:
         return f"<Gauge {_shown(self.metric, self.labels)} {self.value}>"
