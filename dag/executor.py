@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from dag.component import Call, Pending, Reply, Scoring, Steps
 from dag.meters import Watch
@@ -37,6 +37,33 @@ class Loop(Protocol):
     def time(self) -> float: ...
     def call_soon(self, callback: Callable[[], object]) -> object: ...
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> object: ...
+
+
+class _Replies:
+    """The replies to the calls of one step: when the last has come the component goes on."""
+
+    __slots__ = ("_execution", "_left", "_number", "_replies")
+
+    def __init__(self, execution: Execution, number: int, count: int) -> None:
+        self._execution = execution
+        self._number = number
+        self._left = count
+        self._replies: list[Reply | None] = [None] * count
+
+    def callback(self, index: int) -> Callable[[Reply], None]:
+        """What the call with this index reports to."""
+        if len(self._replies) == 1:
+            return self._only
+        return functools.partial(self._one, index)
+
+    def _only(self, reply: Reply) -> None:
+        self._execution.replied(self._number, (reply,))
+
+    def _one(self, index: int, reply: Reply) -> None:
+        self._replies[index] = reply
+        self._left -= 1
+        if not self._left:
+            self._execution.replied(self._number, cast("list[Reply]", self._replies))
 
 
 class Execution:
@@ -82,10 +109,10 @@ class Execution:
         self._waits = list(self._schedule.waits)
         self._left = len(self._waits)
         self._stepping = 0
-        self._ready: collections.deque[tuple[int, Sequence[Reply] | None]] = collections.deque()
+        self._ready: list[tuple[int, Sequence[Reply] | None]] = []
         self._running = False
-        self._generators: dict[int, Steps] = {}
-        self._calls: dict[int, list[Pending]] = {}
+        self._generators: list[Steps | None] = [None] * self._left
+        self._calls: list[list[Pending]] = [[]] * self._left  # open calls by component
         self._watch = Watch(plan.meters, deadline)
         self._on_done = on_done
         self._on_idle = on_idle
@@ -131,43 +158,43 @@ class Execution:
     def _step(self, number: int, replies: Sequence[Reply] | None) -> None:
         self._stepping += 1
         if self._executor.threads:
-            self._executor.submit(self, number, self._generators[number], replies)
-            return
-        self._ready.append((number, replies))
-        if not self._running:
-            self._run()
+            generator = self._generators[number]
+            assert generator is not None
+            self._executor.submit(self, number, generator, replies)
+        elif self._running:
+            self._ready.append((number, replies))
+        else:
+            self._run(number, replies)
 
-    def _run(self) -> None:
-        """Takes the steps that are ready, on this thread. A loop, not recursion: a step makes others ready."""
+    def _run(self, number: int, replies: Sequence[Reply] | None) -> None:
+        """Takes this step and those that become ready by it, on this thread: a loop, not recursion."""
         self._running = True
-        ready = self._ready
         try:
-            while ready:
-                number, replies = ready.popleft()
-                self.stepped(number, *_stepped(self, self._generators.get(number), replies))
+            while True:
+                calls, error = _stepped(self, self._generators[number], replies)
+                self.stepped(number, calls, error)
+                if not self._ready:
+                    return
+                number, replies = self._ready.pop(0)
         finally:
             self._running = False
 
     def _call(self, number: int, calls: Sequence[Call]) -> None:
         """Starts the calls; the component goes on when the last one has ended."""
-        replies: list[Reply | None] = [None] * len(calls)
-        left = len(calls)
         time_left = None if self.deadline is None else max(self.deadline - self._executor.loop.time(), 0.0)
+        replies = _Replies(self, number, len(calls))
         pending: list[Pending] = []
         self._calls[number] = pending
-
-        def on_reply(index: int, reply: Reply) -> None:
-            nonlocal left
-            replies[index] = reply
-            left -= 1
-            if not left and not self.over:
-                del self._calls[number]
-                self._step(number, replies)  # type: ignore[arg-type]
-
         for index, (endpoint, body, timeout, rows) in enumerate(calls):
             if time_left is not None and time_left < timeout:
                 timeout = time_left
-            pending.append(endpoint.start(body, timeout, functools.partial(on_reply, index), rows))
+            pending.append(endpoint.start(body, timeout, replies.callback(index), rows))
+
+    def replied(self, number: int, replies: Sequence[Reply]) -> None:
+        """All calls that component `number` asked for have ended."""
+        if not self.over:
+            self._calls[number] = []
+            self._step(number, replies)
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, MatrixFull):
@@ -181,7 +208,7 @@ class Execution:
         self._done(number)
 
     def _done(self, number: int) -> None:
-        del self._generators[number]
+        self._generators[number] = None
         self._watch.ended(number)
         self._left -= 1
         if not self._left:
@@ -201,23 +228,24 @@ class Execution:
             self._rest()
 
     def _cancel_calls(self) -> None:
-        for pending in self._calls.values():
+        for pending in self._calls:
             for call in pending:
                 call.cancel()
-        self._calls.clear()
+        self._calls = []
 
     def _rest(self) -> None:
         """Says once that nobody touches the matrix any more."""
         if self._stepping:
             return
-        for generator in self._generators.values():
-            generator.close()
-        self._generators.clear()
+        generators, self._generators = self._generators, []
+        for generator in generators:
+            if generator is not None:
+                generator.close()
         on_idle, self._on_idle = self._on_idle, _nobody
         on_idle(self)
 
     def __repr__(self) -> str:
-        open_calls = sum(map(len, self._calls.values()))
+        open_calls = sum(map(len, self._calls))
         return f"<Execution {self._left} components left, {self._stepping} stepping, {open_calls} calls open>"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Iterator
-from time import monotonic
 
 from components.compile import CompileError
 from components.feature import Feature
@@ -17,11 +16,11 @@ from components.predator import Predator
 from dag.component import Endpoint, Pending, Reply
 from dag.plan import Plan
 from rpc.client import Channel, Method
-from rpc.status import Metadata, Status
+from rpc.status import Metadata
 from rpc.tls import client_context
-from shared.board import Board, Counter
-from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
+from shared.board import Board
 from shared.settings import Settings
+from workers.call_meters import CallMeters
 
 __all__ = ["ChannelEndpoint", "WorkerUpstreams", "targets_of"]
 
@@ -29,31 +28,6 @@ ONFS, PREDATOR, NUMERIX = "onfs", "predator", "numerix"
 FETCH = "/retrieve.FeatureService/RetrieveFeatures"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 COMPUTE = "/numerix.Numerix/Compute"
-
-
-class CallMeters:
-    """The series of one endpoint's calls."""
-
-    __slots__ = ("_board", "_by_status", "_labels", "latency", "rows")
-
-    def __init__(self, board: Board, service: str, target: str) -> None:
-        self.latency = board.histogram(UPSTREAM_LATENCY, service, target)
-        self.rows = board.counter(UPSTREAM_ROWS, service, target)
-        self._board = board
-        self._labels = service, target
-        self._by_status: list[Counter | None] = [None] * len(Status)
-
-    def ended(self, status: int, took: float) -> None:
-        """Counts a call that ended after `took` ms."""
-        self.latency.observe(took)
-        count = self._by_status[status]
-        if count is None:
-            name = Status(status).name
-            count = self._by_status[status] = self._board.counter(UPSTREAM_CALLS, *self._labels, name)
-        count.value += 1
-
-    def __repr__(self) -> str:
-        return f"<CallMeters {self.latency!r}>"
 
 
 class ChannelEndpoint:
@@ -69,15 +43,7 @@ class ChannelEndpoint:
     def start(
         self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
     ) -> Pending:
-        meters = self._meters
-        meters.rows.value += rows
-        began = monotonic()
-
-        def ended(reply: Reply) -> None:
-            meters.ended(reply.status, (monotonic() - began) * 1e3)
-            on_done(reply)
-
-        return self._channel.start(self._method, body, timeout, ended)
+        return self._channel.start(self._method, body, timeout, self._meters.begun(rows, on_done))
 
     @property
     def channel(self) -> Channel:
