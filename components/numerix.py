@@ -183,8 +183,8 @@ class Numerix:
             for number, values in enumerate(inputs):
                 try:
                     scores[bounds[number] : bounds[number + 1]] = self._compute(values)
-                except ExpressionError as error:
-                    failed.append((number, WireError(str(error), "BAD_VALUE")))
+                except ExpressionError as uncomputable:
+                    failed.append((number, WireError(str(uncomputable), "BAD_VALUE")))
             return failed
         bodies = [b"" if reply.status else reply.body for reply in replies]
         for number in self.codec.decode(bodies, groups, scores):
