@@ -7,8 +7,9 @@ import asyncio
 import dataclasses
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TextIO
@@ -38,7 +39,10 @@ Exit code: 0 done, 1 some messages could not be read, 2 wrong arguments, 3 the m
 
 TABLE_ROWS: Final = 20
 """Rows that a table shows when --limit does not say."""
-TABLE_COLUMNS: Final = ("_time", "_tracking_id", "_kind", "_entity", "_errors")
+TABLE_VALUES: Final = 8
+"""Logged columns that a table shows when --columns does not say."""
+TABLE_COLUMNS: Final = ("_tracking_id", "_kind", "_entity", "_errors")
+TABLE_WIDTH: Final = 200  # characters, where there is no terminal
 """What a table shows of what stands beside the values: the others would fill the screen."""
 
 
@@ -66,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="instead of standard output")
     parser.add_argument(
         "--limit", metavar="ROWS", type=int, help=f"most rows (a table: {TABLE_ROWS}; 0: all)"
+    )
+    parser.add_argument(
+        "--columns", metavar="NAMES", help="only these columns: comma-separated, * stands for anything"
     )
     parser.add_argument("--model-config-id", metavar="ID", help="only rows of this config")
     parser.add_argument("--tracking-id", metavar="ID", help="only rows of this request")
@@ -98,7 +105,7 @@ async def _cat(arguments: argparse.Namespace, settings: Settings) -> int:
                 unread[str(error)] = unread.get(str(error), 0) + 1
                 continue
             if rows is not None:
-                sink.add(rows.slice(0, left))
+                sink.add(_chosen(rows.slice(0, left), arguments.columns))
                 left -= rows.num_rows
             if left <= 0:
                 break
@@ -107,6 +114,20 @@ async def _cat(arguments: argparse.Namespace, settings: Settings) -> int:
     for reason, count in unread.items():
         print(f"{count} messages not read: {reason}", file=sys.stderr)
     return 1 if unread else 0
+
+
+def _chosen(rows: pa.Table, patterns: str | None) -> pa.Table:
+    """The columns that match, in the table's order. Raises UsageError when there are none."""
+    if patterns is None:
+        return rows
+    names = [
+        name
+        for name in rows.column_names
+        if any(fnmatchcase(name, pattern.strip()) for pattern in patterns.split(","))
+    ]
+    if not names:
+        raise UsageError(f"no column matches {patterns!r}; there are: {', '.join(rows.column_names)}")
+    return rows.select(names)
 
 
 def _wanted(message: LogMessage, arguments: argparse.Namespace) -> bool:
@@ -154,7 +175,7 @@ def _sink(arguments: argparse.Namespace) -> Iterator[Sink]:
         if arguments.format == "json":
             yield _JsonLines(out)
             return
-        tables = _Tables()
+        tables = _Tables(chosen=arguments.columns is not None)
         yield tables
         tables.print(out)
 
@@ -193,29 +214,43 @@ class _JsonLines:
 
 
 class _Tables:
-    """Tables to look at: one for each row of columns, with what stands beside the values cut short."""
+    """Tables to look at: one for all rows of one config with the same columns."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, chosen: bool) -> None:
+        """`chosen`: the columns are those that somebody asked for, so none is left out."""
+        self._chosen = chosen
         self._rows: dict[tuple[str, tuple[str, ...]], list[pa.Table]] = {}
 
     def add(self, rows: pa.Table) -> None:
         if rows.num_rows:
-            key = rows.column("_model_config_id")[0].as_py(), tuple(rows.column_names)
-            self._rows.setdefault(key, []).append(rows)
+            names = rows.column_names
+            config = rows.column("_model_config_id")[0].as_py() if "_model_config_id" in names else ""
+            self._rows.setdefault((config, tuple(names)), []).append(rows)
 
     def print(self, out: TextIO) -> None:
-        console = Console(file=out)
+        console = Console(file=out, width=None if out.isatty() else TABLE_WIDTH)
         for (model_config_id, names), parts in self._rows.items():
-            shown = [name for name in names if name in TABLE_COLUMNS or not name.startswith("_")]
+            shown, hidden = (names, 0) if self._chosen else _shown(names)
             printed = Table(*shown, title=model_config_id, title_justify="left", header_style="bold")
             for row in _readable(pa.concat_tables(parts).select(shown)).to_pylist():
                 printed.add_row(*(_cell(value) for value in row.values()))
             console.print(printed, markup=False)
+            if hidden:
+                console.print(f"… and {hidden} more columns: see --columns, --format json", markup=False)
+
+
+def _shown(names: Sequence[str]) -> tuple[list[str], int]:
+    """What of these columns a table shows that nobody chose any for, and how many values it leaves out."""
+    values = [name for name in names if not name.startswith("_")]
+    beside = [name for name in names if name in TABLE_COLUMNS]
+    return beside + values[:TABLE_VALUES], max(0, len(values) - TABLE_VALUES)
 
 
 def _readable(rows: pa.Table) -> pa.Table:
     """The same with times as text: Python has no type for nanoseconds."""
     at = rows.schema.get_field_index("_time")
+    if at < 0:
+        return rows
     return rows.set_column(at, "_time", rows.column(at).cast(pa.string()))
 
 
@@ -249,9 +284,8 @@ class _ParquetFile:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, rows.schema, compression="zstd")
         if rows.schema != self._writer.schema:
-            name = rows.column("_model_config_id")[0].as_py()
             raise UsageError(
-                f"rows of {name!r} have other columns than those before: one file has one kind of rows; "
-                "choose them by --model-config-id, or read them as JSON"
+                "rows of several configs have different columns, and a file has one kind of rows: choose them by "
+                "--model-config-id or --columns, or read them as JSON"
             )
         self._writer.write_table(rows)

@@ -66,7 +66,7 @@ def _notes(served: Served) -> Notes:
         served.method,
         served.request_id,
         served.tracking_id,
-        user_id(served.plan, scoring, served.metadata).decode("utf-8", "replace"),
+        _user(served).decode("utf-8", "replace"),
         _parent_entity(served.metadata),
         served.came_ns,
         scoring.routes,
@@ -74,6 +74,11 @@ def _notes(served: Served) -> Notes:
     )
     slates = scoring.slates
     return Notes(*common) if slates is None else Notes(*common, *_slates(slates))
+
+
+def _user(served: Served) -> bytes:
+    """The user in the log of RetrieveModelScore; Predict calls have none there, as in the existing service."""
+    return user_id(served.plan, served.scoring, served.metadata) if served.method == RETRIEVE else b""
 
 
 def _slates(slates: Slates) -> tuple[Failures, bytes, bytes]:

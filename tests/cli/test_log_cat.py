@@ -97,6 +97,7 @@ def test_a_table_and_a_limit(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     code, out, _ = cat(capsys, tmp_path / "message", "--limit", 2)
     assert code == 0
     assert "log_all_a" in out
+    assert "… and 12 more columns" in out
     assert len(rows(capsys, tmp_path / "message", "--limit", 2)) == 2
 
 
@@ -106,8 +107,21 @@ def test_filters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert len(rows(capsys, path, "--tracking-id", "t-1")) == len(entities(ALL_TYPES))
     code, _, errors = cat(capsys, path, "--format", "parquet", "--output", tmp_path / "out.parquet")
     assert code == 2
-    assert "log_batches_a" in errors
+    assert "--model-config-id" in errors
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_columns_are_chosen_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = log_file(tmp_path / "a.parquet", ALL_TYPES.messages)
+    found = rows(capsys, path, "--columns", "_entity, catalog:fp*_l:a_a")
+    assert set(found[0]) == {
+        "_entity",
+        *(f"catalog:fp{bits}_l:a_a" for bits in ("32", "64", "16", "32v3", "16v2")),
+    }
+    code, out, _ = cat(capsys, path, "--columns", "score")
+    assert (code, "score" in out, "_entity" in out) == (0, True, False)
+    code, _, errors = cat(capsys, path, "--columns", "nothing*")
+    assert (code, "no column matches 'nothing*'" in errors) == (2, True)
 
 
 def test_columns_are_those_of_the_version_that_a_message_names(
