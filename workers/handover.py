@@ -77,8 +77,10 @@ def _notes(served: Served) -> Notes:
 
 
 def _user(served: Served) -> bytes:
-    """The user in the log of RetrieveModelScore; Predict calls have none there, as in the existing service."""
-    return user_id(served.plan, served.scoring, served.metadata) if served.method == RETRIEVE else b""
+    """The user of a request; of a Predict call only by metadata: what features it brings is nobody's name."""
+    if served.method == RETRIEVE:
+        return user_id(served.plan, served.scoring, served.metadata)
+    return served.metadata.get(b"user-id", b"")
 
 
 def _slates(slates: Slates) -> tuple[Failures, bytes, bytes]:
