@@ -61,9 +61,11 @@ class Client:
     def close(self) -> None:
         self._channel.close()
 
-    def point_wise(self, config: str, ids: Iterable[str]) -> Answer:
-        """The targets' columns. Raises grpc.RpcError, as do the others."""
-        request = predict_pb2.PointWiseRequest(model_config_id=config, targets=_targets(ids))
+    def point_wise(self, config: str, ids: Iterable[str], tracking_id: str = "") -> Answer:
+        """The targets' columns. A request with a tracking id is logged. Raises grpc.RpcError, as do the others."""
+        request = predict_pb2.PointWiseRequest(
+            model_config_id=config, tracking_id=tracking_id, targets=_targets(ids)
+        )
         reply = self._call("Predict", "InferPointWise", request, predict_pb2.PointWiseResponse)
         return Answer(_rows(reply.target_output_schema, reply.target_scores), error=reply.request_error)
 

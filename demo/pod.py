@@ -135,6 +135,11 @@ class Pod:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def log_dir(self) -> Path:
+        """Where inference logs are written."""
+        return self.directory / "inference-logs"
+
     def __enter__(self) -> Self:
         return self
 
@@ -201,6 +206,23 @@ class Pod:
         except OSError:
             return "its port is not open yet"
 
+    def logged(self, arguments: Sequence[str], seconds: float) -> str:
+        """What `inferflow logs cat` shows of the inference logs, as soon as there are some within these seconds.
+
+        Empty when there are none: the log sidecar starts after the service is ready, and may take a while.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if any(self.log_dir.glob("*.parquet")):
+                command = [sys.executable, "-m", "cli.main", "logs", "cat", str(self.log_dir), *arguments]
+                env = {**os.environ, "INFERFLOW_STATE_DIR": str(self.directory / "state")}
+                run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+                if run.returncode:
+                    raise DemoError(f"inferflow logs cat ended with {run.returncode}: {run.stderr[-1000:]}")
+                return run.stdout
+            time.sleep(0.2)
+        return ""
+
     def wait(self) -> None:
         """Return when a process has ended by itself, with a DemoError raised that names it."""
         while True:
@@ -232,6 +254,8 @@ def service_environment(
         "INFERFLOW_CONFIG_DIR": str(CONFIGS),
         "INFERFLOW_RUN_DIR": str(pod.directory / "run"),
         "INFERFLOW_STATE_DIR": str(pod.directory / "state"),
+        "INFERFLOW_LOG_DIR": str(pod.log_dir),
+        "INFERFLOW_LOG_FILE_SECONDS": "1",
         "INFERFLOW_DRAIN_SECONDS": str(DRAIN_SECONDS),
         "EXTERNAL_SERVICE_ONFS_FS_HOST": "127.0.0.1",
         "EXTERNAL_SERVICE_ONFS_FS_PORT": str(feature_port),

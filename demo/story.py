@@ -35,6 +35,9 @@ BATCH = 200  # targets of a call that scores the whole day
 REPEATS = 200
 SHOWN_PAIRS = 6
 SHOWN_TEXTS = 3
+LOGGED = "demo"  # tracking id of the request that is logged
+LOG_SECONDS = 30.0  # until the log sidecar has started and written
+LOGGED_COLUMNS = ("_tracking_id", "_entity", "late_probability", "expected_delay")
 SMALLEST_BANK = 5
 WIDE = 100  # columns of a terminal
 Report = Callable[[str], None]
@@ -71,6 +74,7 @@ class Story:
                 self._show_banks(client, day.where(day.origin == route.origin[0]))
                 self._show_texts(client, route)
                 self._show_timings(client, route)
+                self._show_logs(pod, client, route)
             except grpc.RpcError as error:
                 raise pod.failure(f"answered {error.code().name}: {error.details()}") from error
             finally:
@@ -205,6 +209,24 @@ class Story:
                 client.point_wise("departures", ids)
         self._show(display.timing_table(client.took))
         told = f"One call at a time; every process of the demo shares {cores()} cores with this client."
+        self._show(Text(told, style="dim"))
+
+    def _show_logs(self, pod: Pod, client: Client, route: Departures) -> None:
+        self._scene("The inference log: what was served, for training")
+        client.point_wise("departures", route.id.tolist(), tracking_id=LOGGED)
+        with self.working("Asked once more, with a tracking id, and read the log", quick=True) as report:
+            report("waiting for the log")
+            lines = pod.logged(["--limit", str(SHOWN_TEXTS), "--format", "json"], LOG_SECONDS)
+        rows = [json.loads(line) for line in lines.splitlines()]
+        if not rows:
+            self._show(Text("Nothing is logged yet: the log sidecar is still starting.", style="dim"))
+            return
+        self._show(
+            display.text_table(
+                [LOGGED_COLUMNS, *([str(row[name]) for name in LOGGED_COLUMNS] for row in rows)]
+            )
+        )
+        told = f"`inferflow logs cat {pod.log_dir}`: {len(rows[0])} columns, with what every model was given."
         self._show(Text(told, style="dim"))
 
     def _show_next(self, pod: Pod, flight: str, keep: bool) -> None:

@@ -195,7 +195,7 @@ class _Writer:
             lines, columns = block.states.shape
             index = _NONE if block.index is None else self.place(block.index)
             if isinstance(block, CellBlock):
-                odd = [(line, column, value) for (line, column), value in block.odd.items()]
+                odd = [(*place, value) for place, value in block.odd.items()] if block.odd else []
                 cells, states = address(block.flat), address(block.states)
                 written.append(_Cells(number, block.width, lines, columns, cells, states, index, odd))
             else:
