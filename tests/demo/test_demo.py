@@ -218,7 +218,15 @@ def test_the_demo_tells_its_story_and_leaves_nothing(prepared: Prepared, before:
     assert (process.returncode, err) == (0, ""), out
     assert "\x1b" not in out
     assert "Served scores are those computed offline, bit by bit." in " ".join(out.split())
-    for scene in ("PointWise", "PairWise", "SlateWise", "RetrieveModelScore", "How long it takes", "grpcurl"):
+    for scene in (
+        "PointWise",
+        "PairWise",
+        "SlateWise",
+        "RetrieveModelScore",
+        "How long it takes",
+        "The inference log",
+        "grpcurl",
+    ):
         assert scene in out
     assert re.search(r"All 1014 departures of the day, scored by the service: AUC 0\.\d{3}", out)
     assert of_this_demo(process.pid) == []
