@@ -26,6 +26,7 @@ from dag.topology import Topology
 from shared.board import Board
 from shared.datatypes import DataType, data_type
 from shared.feature_cache import CacheKey, FeatureCache
+from shared.metrics import CACHE_MISSES, CACHE_REQUESTS
 
 __all__ = ["Bounds", "CompileError", "Upstreams", "compile_plan"]
 
@@ -222,7 +223,13 @@ class _Compiler:
         told_apart_by = (self.model_config_id, parts.cache_version or 1, fetch.component, head, columns)
         prefix = hashlib.blake2b(repr(told_apart_by).encode(), digest_size=16).digest()
         ttl = fetch.comp_cache_ttl or parts.cache_ttl or DEFAULT_CACHE_TTL
-        return CacheRule(self.cache, CacheKey(prefix, float(ttl)))
+        labels = self.model_config_id, fetch.component
+        return CacheRule(
+            self.cache,
+            CacheKey(prefix, float(ttl)),
+            requests=self.board.counter(CACHE_REQUESTS, *labels),
+            misses=self.board.counter(CACHE_MISSES, *labels),
+        )
 
     def _predator(self, model: PredatorComponent) -> Predator:
         layout = self.slate_layout if model.slate_component else self.layout

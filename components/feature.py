@@ -19,6 +19,7 @@ from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn
 from rpc.status import Status
+from shared.board import Counter
 from shared.datatypes import DataType
 from shared.feature_cache import CacheKey, FeatureCache
 from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock, counting
@@ -42,6 +43,10 @@ class CacheRule:
 
     cache: FeatureCache
     key: CacheKey
+    requests: Counter
+    """Keys looked up."""
+    misses: Counter
+    """Keys that were not there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Feature:
         wanted = counting(0, keys.count)
         if caching is not None and keys.count:
             found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
+            caching.requests.value += keys.count
+            caching.misses.value += keys.count - hits
             if hits:
                 wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
         if len(wanted):

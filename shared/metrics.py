@@ -245,19 +245,32 @@ CACHE_MISSES: Final = _counter(
 CACHE_COALESCED: Final = _counter(
     "inferflow_cache_coalesced_total",
     "worker",
-    "model component",
-    "Keys that were not there, but asked for by another request at that moment: one call served both.",
+    "service endpoint",
+    "Keys that another request was asking for at that moment: one call served both.",
 )
-CACHE_ENTRIES: Final = _gauge("inferflow_cache_entries", "worker", "", "Entries of the feature cache.")
 CACHE_BYTES: Final = _gauge(
     "inferflow_cache_bytes",
     "worker",
     "state",
-    "Memory of the feature cache: used, and its limit.",
+    "Memory of the feature cache, which is one for all workers: used, and its limit.",
     unit="bytes",
 )
+CACHE_INSERTS: Final = _counter(
+    "inferflow_cache_inserts_total", "worker", "", "Entries that were put into the feature cache."
+)
 CACHE_EVICTIONS: Final = _counter(
-    "inferflow_cache_evictions_total", "worker", "reason", "Entries that left the feature cache, by reason."
+    "inferflow_cache_evictions_total",
+    "worker",
+    "",
+    "Entries of the feature cache that had to go before their time; counted by whoever finds out.",
+)
+
+CACHE_UNUSED: Final = _counter(
+    "inferflow_cache_unused_total",
+    "worker",
+    "reason",
+    "Entries that were of no use: expired when they were looked for, torn (overwritten while they were read), "
+    "or too_large to be kept.",
 )
 
 # ---------------------------------------------------------------- upstream calls

@@ -643,6 +643,14 @@ class Settings:
             "configs ask.",
         ),
     )
+    coalesce: bool = field(
+        default=True,
+        metadata=env(
+            "INFERFLOW_COALESCE",
+            BOOLEAN,
+            "Feature store calls of one worker for the same keys and features at the same time are one call.",
+        ),
+    )
     topology_cache_size: int = field(
         default=500,
         metadata=env(

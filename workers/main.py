@@ -32,7 +32,7 @@ from shared.shm_matrix import MatrixPool
 from workers.doors import Doors
 from workers.follower import Follower
 from workers.handover import Handover
-from workers.meters import gather
+from workers.meters import gather, gather_cache
 from workers.plans import SnapshotConfig
 from workers.requests import Reading
 from workers.service import Service
@@ -135,6 +135,8 @@ class Worker:
     def _gather(self) -> None:
         self._version.show(self.doors.state.version)
         gather(self.board, self.service.in_flight, self.pool, self.upstreams)
+        if self.cache is not None:
+            gather_cache(self.board, self.cache)
 
     def _serving(self, version: int, notice: str) -> None:
         if self.doors.state.readiness is not Readiness.DRAINING:

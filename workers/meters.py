@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from rpc.status import Status
 from shared.board import Board, Counter
+from shared.feature_cache import FeatureCache
 from shared.metrics import (
+    CACHE_BYTES,
+    CACHE_EVICTIONS,
+    CACHE_INSERTS,
+    CACHE_UNUSED,
     MATRIX_BYTES,
     MODES,
     REQUEST_LATENCY,
@@ -18,7 +23,7 @@ from shared.metrics import (
 from shared.shm_matrix import MatrixPool
 from workers.upstreams import WorkerUpstreams
 
-__all__ = ["RequestMeters", "gather"]
+__all__ = ["RequestMeters", "gather", "gather_cache"]
 
 _STATUSES = len(Status)
 _NO_MODE = len(MODES)
@@ -67,6 +72,17 @@ class RequestMeters:
 
     def __repr__(self) -> str:
         return f"<RequestMeters of {len(self._series)} models>"
+
+
+def gather_cache(board: Board, cache: FeatureCache) -> None:
+    """Shows on the board what the feature cache has counted. About once a second, on the thread of the loop."""
+    board.gauge(CACHE_BYTES, "used").value = cache.used
+    board.gauge(CACHE_BYTES, "limit").value = cache.size
+    board.counter(CACHE_INSERTS).value = cache.inserts
+    board.counter(CACHE_EVICTIONS).value = cache.evictions
+    board.counter(CACHE_UNUSED, "expired").value = cache.expired
+    board.counter(CACHE_UNUSED, "torn").value = cache.torn
+    board.counter(CACHE_UNUSED, "too_large").value = cache.too_large
 
 
 def gather(board: Board, in_flight: int, pool: MatrixPool, upstreams: WorkerUpstreams) -> None:

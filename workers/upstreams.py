@@ -19,8 +19,10 @@ from rpc.client import Channel, Method
 from rpc.status import Metadata
 from rpc.tls import client_context
 from shared.board import Board
+from shared.metrics import CACHE_COALESCED
 from shared.settings import Settings
 from workers.call_meters import CallMeters
+from workers.coalescing import Coalescing
 
 __all__ = ["ChannelEndpoint", "WorkerUpstreams", "targets_of"]
 
@@ -56,11 +58,12 @@ class ChannelEndpoint:
 
 def targets_of(plan: Plan) -> dict[str, Channel]:
     """The channels that a plan's calls go to, by target (host:port)."""
-    return {
-        endpoint.channel.target: endpoint.channel
-        for endpoint in _endpoints(plan)
-        if isinstance(endpoint, ChannelEndpoint)
-    }
+    found: dict[str, Channel] = {}
+    for endpoint in _endpoints(plan):
+        direct = endpoint.endpoint if isinstance(endpoint, Coalescing) else endpoint
+        if isinstance(direct, ChannelEndpoint):
+            found[direct.channel.target] = direct.channel
+    return found
 
 
 def _endpoints(plan: Plan) -> Iterator[Endpoint | None]:
@@ -82,6 +85,9 @@ class WorkerUpstreams:
         self._endpoints: weakref.WeakValueDictionary[tuple[str, bool, str], ChannelEndpoint] = (
             weakref.WeakValueDictionary()
         )
+        self._coalescing: weakref.WeakValueDictionary[ChannelEndpoint, Coalescing] = (
+            weakref.WeakValueDictionary()
+        )
         self._closing: set[asyncio.Task[None]] = set()
 
     def onfs(self) -> Endpoint:
@@ -92,7 +98,16 @@ class WorkerUpstreams:
             (b"online-feature-store-caller-id", onfs.caller_id.encode()),
             (b"online-feature-store-auth-token", onfs.caller_token.encode()),
         )
-        return self._endpoint(f"{onfs.host}:{onfs.port}", onfs.plaintext, ONFS, FETCH, metadata)
+        target = f"{onfs.host}:{onfs.port}"
+        endpoint = self._endpoint(target, onfs.plaintext, ONFS, FETCH, metadata)
+        if not self._settings.coalesce:
+            return endpoint
+        coalescing = self._coalescing.get(endpoint)
+        if coalescing is None:
+            saved = self._board.counter(CACHE_COALESCED, ONFS, target)
+            coalescing = Coalescing(asyncio.get_running_loop(), endpoint, saved)
+            self._coalescing[endpoint] = coalescing
+        return coalescing
 
     def predator(self, endpoint: str) -> Endpoint:
         predator = self._settings.predator

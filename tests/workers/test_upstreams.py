@@ -15,9 +15,10 @@ from rpc.calls import ServerCall
 from rpc.server import Server
 from rpc.status import Status
 from shared.board import Board
-from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
+from shared.metrics import CACHE_COALESCED, UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
 from shared.settings import NumerixSettings, OnfsSettings, PredatorSettings, Settings
 from tests.components.running import compiled, config_of
+from workers.coalescing import Coalescing
 from workers.upstreams import COMPUTE, FETCH, INFER, ChannelEndpoint, WorkerUpstreams, targets_of, with_port
 
 PATIENCE = 60.0
@@ -103,12 +104,13 @@ def test_methods_of_one_address_share_a_channel_and_endpoints_are_kept() -> None
         onfs, predator = upstreams.onfs(), upstreams.predator(f"127.0.0.1:{world.port}")
         assert upstreams.onfs() is onfs
         assert upstreams.predator("127.0.0.1") is predator
-        assert isinstance(onfs, ChannelEndpoint)
+        assert isinstance(onfs, Coalescing)
+        assert isinstance(onfs.endpoint, ChannelEndpoint)
         assert isinstance(predator, ChannelEndpoint)
-        assert onfs.channel is predator.channel
+        assert onfs.endpoint.channel is predator.channel
         other = upstreams.predator("127.0.0.1:1")
         assert isinstance(other, ChannelEndpoint)
-        assert other.channel is not onfs.channel
+        assert other.channel is not predator.channel
         assert repr(upstreams) == "<WorkerUpstreams 2 channels>"
 
     tell(story)
@@ -187,5 +189,33 @@ def test_calls_are_counted_by_service_endpoint_and_outcome() -> None:
         assert board.counter(UPSTREAM_CALLS, *place, "UNAVAILABLE").value == 1
         assert board.counter(UPSTREAM_ROWS, *place).value == 7
         assert board.histogram(UPSTREAM_LATENCY, *place).seen == 4
+
+    tell(story)
+
+
+def test_identical_feature_reads_at_the_same_time_are_one_call() -> None:
+    async def story(world: World) -> None:
+        endpoint = world.upstreams.onfs()
+        assert world.upstreams.onfs() is endpoint
+        replies = await asyncio.gather(
+            world.call(endpoint, b"head", b"a"),
+            world.call(endpoint, b"head", b"a"),
+            world.call(endpoint, b"head", b"b"),
+        )
+        assert [reply.body for reply in replies] == [b"re: heada", b"re: heada", b"re: headb"]
+        assert sorted(body for _, _, body in world.seen) == [b"heada", b"headb"]
+        assert world.board.counter(CACHE_COALESCED, "onfs", f"127.0.0.1:{world.port}").value == 2
+
+    tell(story)
+
+
+def test_coalescing_can_be_switched_off() -> None:
+    async def story(world: World) -> None:
+        settings = Settings(onfs=OnfsSettings(host="127.0.0.1", port=world.port), coalesce=False)
+        upstreams = WorkerUpstreams(settings, world.board)
+        endpoint = upstreams.onfs()
+        await asyncio.gather(*(world.call(endpoint, b"same") for _ in range(2)))
+        assert len(world.seen) == 2
+        await upstreams.close()
 
     tell(story)
