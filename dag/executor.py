@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from dag.component import Call, Pending, Reply, Scoring, Steps
-from dag.meters import Watch
+from dag.meters import Trace, Watch
 from dag.plan import Plan, Schedule
 from shared.shm_matrix import MatrixFull
 
@@ -97,8 +97,9 @@ class Execution:
         deadline: float | None,
         on_done: Callable[[Execution], None],
         on_idle: Callable[[Execution], None],
+        trace: Trace | None = None,
     ) -> None:
-        """`deadline` on the clock of the loop."""
+        """`deadline` on the clock of the loop; `trace`: where it is told what happens, if anybody wants to know."""
         self.components = plan.components
         self.scoring = scoring
         self.deadline = deadline
@@ -113,7 +114,7 @@ class Execution:
         self._running = False
         self._generators: list[Steps | None] = [None] * self._left
         self._calls: list[list[Pending]] = [[]] * self._left  # open calls by component
-        self._watch = Watch(plan.meters, deadline)
+        self._watch = Watch(plan.meters, deadline, trace)
         self._on_done = on_done
         self._on_idle = on_idle
 
@@ -185,9 +186,12 @@ class Execution:
         replies = _Replies(self, number, len(calls))
         pending: list[Pending] = []
         self._calls[number] = pending
+        trace = self._watch.trace
         for index, (endpoint, body, timeout, rows) in enumerate(calls):
             if time_left is not None and time_left < timeout:
                 timeout = time_left
+            if trace is not None:
+                endpoint = trace.endpoint(number, endpoint)
             pending.append(endpoint.start(body, timeout, replies.callback(index), rows))
 
     def replied(self, number: int, replies: Sequence[Reply]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
+from typing import Protocol
 
-from dag.component import Failure
+from dag.component import Endpoint, Failure
 from shared.board import Board
 from shared.metrics import (
     COMPONENT_ERROR_ROWS,
@@ -20,7 +21,7 @@ from shared.metrics import (
     DEADLINE_LEFT,
 )
 
-__all__ = ["ComponentMeters", "PlanMeters", "Watch"]
+__all__ = ["ComponentMeters", "PlanMeters", "Trace", "Watch"]
 
 
 class ComponentMeters:
@@ -69,12 +70,22 @@ class PlanMeters:
         return f"<PlanMeters of {self._model}, {len(self.components)} components>"
 
 
+class Trace(Protocol):
+    """The spans of a request that is traced."""
+
+    def began(self, number: int) -> None: ...
+    def ended(self, number: int) -> None: ...
+    def endpoint(self, number: int, endpoint: Endpoint) -> Endpoint:
+        """The endpoint as this component is to call it."""
+        ...
+
+
 class Watch:
     """When the components of one request began and ended."""
 
-    __slots__ = ("_after", "_began", "_deadline", "_last", "_meters", "_took")
+    __slots__ = ("_after", "_began", "_deadline", "_last", "_meters", "_took", "trace")
 
-    def __init__(self, meters: PlanMeters, deadline: float | None) -> None:
+    def __init__(self, meters: PlanMeters, deadline: float | None, trace: Trace | None = None) -> None:
         """`deadline` on the monotonic clock, which is that of event loops."""
         count = len(meters.components)
         self._meters = meters.components
@@ -83,6 +94,7 @@ class Watch:
         self._took = [0.0] * count
         self._after = [-1] * count
         self._last = -1
+        self.trace = trace
 
     def began(self, number: int, after: int) -> None:
         """A component starts, since component `after` has ended (−1: with the request)."""
@@ -92,6 +104,8 @@ class Watch:
         if self._deadline is not None:
             left = self._deadline - now
             self._meters[number].deadline_left.observe(left * 1e3 if left > 0 else 0.0)
+        if self.trace is not None:
+            self.trace.began(number)
 
     def ended(self, number: int) -> None:
         """A component has done its part, or failed."""
@@ -102,6 +116,8 @@ class Watch:
         meters.latency.observe(took)
         if meters.features is not None:
             meters.features.value += meters.feature_count
+        if self.trace is not None:
+            self.trace.ended(number)
 
     def finished(self) -> None:
         """All components have ended: those that the last one waited for, one after the other, made the time."""

@@ -485,7 +485,7 @@ SPANS: Final = _counter(
     "inferflow_spans_total",
     "worker",
     "outcome",
-    "Trace spans: exported, failed, dropped (the queue was full).",
+    "Trace spans that ended, were exported, or failed to be; what ended and is neither was dropped, or is queued.",
 )
 
 METRICS: Final[Mapping[str, Metric]] = {

@@ -15,11 +15,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+from shared import logs
 from shared.board import Board
 from shared.board_file import BoardFile, encode
 from shared.metrics import (
     CONFIG_AGE,
     CONFIG_VERSION,
+    LOG_LINES,
     LOOP_LAG,
     PROCESS_CPU,
     PROCESS_FDS,
@@ -125,6 +127,8 @@ class Publisher:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         board.gauge(PROCESS_MEMORY).value = pages * _PAGE
         board.gauge(PROCESS_FDS, "open").value = len(os.listdir("/proc/self/fd"))
+        for level, lines in logs.counts().items():
+            board.counter(LOG_LINES, level).value = lines
         board.gauge(PROCESS_FDS, "limit").value = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     # --- on the thread

@@ -35,6 +35,7 @@ __all__ = [
     "SettingsError",
     "StatsdSettings",
     "TlsSettings",
+    "TraceSettings",
     "misspelt",
 ]
 
@@ -578,6 +579,28 @@ class StatsdSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceSettings:
+    """Traces of requests, sent by OTLP over gRPC."""
+
+    endpoint: str = field(
+        default="",
+        metadata=env(
+            "INFERFLOW_OTLP_ENDPOINT",
+            TEXT,
+            "Collector of traces, as http://otel:4317; https:// for TLS. Empty: nothing is traced.",
+        ),
+    )
+    ratio: float = field(
+        default=0.01,
+        metadata=env(
+            "INFERFLOW_TRACE_RATIO",
+            _decimal(0, 1),
+            "Share of the requests without a traceparent that are traced; with one, its caller decides.",
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TlsSettings:
     """TLS on the serving port. All empty: plaintext."""
 
@@ -633,6 +656,7 @@ class Settings:
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
     log: LogSettings = field(default_factory=LogSettings)
     statsd: StatsdSettings = field(default_factory=StatsdSettings)
+    tracing: TraceSettings = field(default_factory=TraceSettings)
 
     feature_cache_bytes: int = field(
         default=64 * MIB,

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -38,6 +39,9 @@ from workers.requests import Reading
 from workers.service import Service
 from workers.upstreams import WorkerUpstreams
 
+if TYPE_CHECKING:  # nothing of OpenTelemetry is imported while tracing is off
+    from workers.tracing import Tracing
+
 __all__ = ["Worker", "main"]
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Worker:
         self.settings = settings
         self.loop = loop
         self.board = Board(f"worker-{settings.index}")
+        self.tracing = _tracing(settings, self.board)
         self.executor = Executor(loop, settings.executor_threads)
         run_dir = private_directory(settings.run_dir)
         # What is lent to the log sidecar comes on top: requests have what they would have without it.
@@ -67,6 +72,7 @@ class Worker:
             max_in_flight=settings.max_in_flight,
             reading=Reading("text-features" in settings.compat, settings.reference_codecs),
             sampling_tz=settings.sampling_tz,
+            tracing=self.tracing,
             inference_log=Handover(self.log_link, settings.sampling_tz) if self.log_link else None,
             board=self.board,
         )
@@ -130,6 +136,8 @@ class Worker:
         await self.follower.close()
         await self.upstreams.close()
         self.executor.close()
+        if self.tracing is not None:
+            self.tracing.close()
         self.publisher.close()
 
     def _gather(self) -> None:
@@ -179,6 +187,14 @@ class Worker:
                 await self.doors.idle()
         except TimeoutError:
             log.warning("drain time is over", extra={"in_flight": self.doors.in_flight})
+
+
+def _tracing(settings: Settings, board: Board) -> Tracing | None:
+    if not settings.tracing.endpoint:
+        return None
+    from workers.tracing import Tracing  # not at the top: a second and 30 MB, which most workers need not pay
+
+    return Tracing(settings, board)
 
 
 async def _serve(settings: Settings) -> None:

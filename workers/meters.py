@@ -48,10 +48,12 @@ class RequestMeters:
         self._board = board
         self._series: dict[str, list[_Series | None]] = {}
 
-    def answered(self, model: str, method: int, status: Status, took: float, rows: int) -> None:
+    def answered(
+        self, model: str, method: int, status: Status, took: float, rows: int, trace_id: str = ""
+    ) -> None:
         """Counts an answer after `took` ms, to `rows` rows (0: the matrix was not built).
 
-        `model` is a config that is known, or "".
+        `model` is a config that is known, or ""; `trace_id`: of a request that is traced.
         """
         of_model = self._series.get(model)
         if of_model is None:
@@ -66,7 +68,10 @@ class RequestMeters:
             labels = series.latency.labels
             count = series.by_status[status] = self._board.counter(REQUESTS, *labels, status.name)
         count.value += 1
-        series.latency.observe(took)
+        if trace_id:
+            series.latency.observe_traced(took, trace_id)
+        else:
+            series.latency.observe(took)
         if rows:
             series.rows.observe(rows)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from components.feature_init import Brought, initialize
 from dag.component import Scoring
@@ -24,6 +26,9 @@ from workers import responses
 from workers.meters import RequestMeters
 from workers.plans import PlanSet
 from workers.requests import ADAPTERS, BadRequest, Reading
+
+if TYPE_CHECKING:  # nothing of OpenTelemetry is imported while tracing is off
+    from workers.tracing import RequestTrace, Tracing
 
 __all__ = ["RETRIEVE", "Answered", "InferenceLog", "Served", "Service", "Ticket", "user_id"]
 
@@ -99,6 +104,7 @@ class Service:
         sampling_tz: datetime.tzinfo,
         board: Board,
         inference_log: InferenceLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.plans = PlanSet()
         self.in_flight = 0
@@ -109,6 +115,7 @@ class Service:
         self._reading = reading
         self._sampling_tz = sampling_tz
         self._inference_log = inference_log
+        self._tracing = tracing
         self._prefix = os.urandom(6).hex().encode()  # of request ids: no other worker has it
         self._requests = 0
 
@@ -132,9 +139,14 @@ class Service:
         began = time.monotonic()
         model = ""
         rows = 0
+        trace = self._tracing.begin(method, metadata) if self._tracing is not None else None
 
         def reply(status: Status, message: str, body: bytes = b"") -> None:
-            self._meters.answered(model, method, status, (time.monotonic() - began) * 1e3, rows)
+            trace_id = ""
+            if trace is not None:
+                trace_id = trace.trace_id
+                trace.finish(status, message)
+            self._meters.answered(model, method, status, (time.monotonic() - began) * 1e3, rows, trace_id)
             answer(Answered(status, message, body, request_id))
 
         try:
@@ -162,11 +174,16 @@ class Service:
             return ticket
         self.in_flight += 1
         rows = brought.rows
+        if trace is not None:
+            trace.planned(plan, tracking_id, rows)
 
         def on_done(execution: Execution) -> None:
             nonlocal served
             if scoring.failures or (scoring.slates is not None and scoring.slates.failures):
                 _count_failures(plan, scoring)
+                percent = plan.config.component_config.error_logging_percent
+                if percent and random.random() * 100 < percent:
+                    _log_failures(plan, scoring, tracking_id, request_id, trace)
             if execution.error is not None:
                 reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
                 return
@@ -197,7 +214,7 @@ class Service:
                     return
             self._pool.release(slot)
 
-        ticket._execution = Execution(self._executor, plan, scoring, deadline, on_done, on_idle)
+        ticket._execution = Execution(self._executor, plan, scoring, deadline, on_done, on_idle, trace)
         ticket._execution.start()
         return ticket
 
@@ -237,6 +254,25 @@ def _count_failures(plan: Plan, scoring: Scoring) -> None:
     plan.meters.failed(scoring.failures, scoring.matrix.rows)
     if scoring.slates is not None:
         plan.meters.failed(scoring.slates.failures, scoring.slates.matrix.rows)
+
+
+def _log_failures(
+    plan: Plan, scoring: Scoring, tracking_id: str, request_id: bytes, trace: RequestTrace | None
+) -> None:
+    """What went wrong, without what was in the request: causes may quote values, kinds do not."""
+    failures = [*scoring.failures, *(scoring.slates.failures if scoring.slates is not None else ())]
+    kinds = Counter((failure.component, failure.kind) for failure in failures)
+    log.warning(
+        "rows without their part",
+        extra={
+            "model_config_id": plan.model_config_id,
+            "tracking_id": tracking_id,
+            "request_id": request_id.decode(),
+            **({"trace_id": trace.trace_id} if trace is not None else {}),
+            "rows": scoring.matrix.rows,
+            "failed": {f"{component}: {kind}": count for (component, kind), count in kinds.items()},
+        },
+    )
 
 
 def user_id(plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:

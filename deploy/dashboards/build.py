@@ -141,7 +141,8 @@ SECTIONS = (
         "Inference logs, metrics, traces",
         (
             Panel("Messages acknowledged", "inferflow_log_sent_total"),
-            Panel("Records dropped", "inferflow_log_dropped_total", ("reason",)),
+            Panel("Rows offered, and acknowledged", "inferflow_log_rows_total", ("state",)),
+            Panel("Rows dropped", "inferflow_log_dropped_total", ("reason",)),
             Panel("Errors", "inferflow_log_errors_total", ("error",)),
             Panel("Messages queued", "inferflow_log_queued"),
             Panel("Bytes queued", "inferflow_log_queued_bytes", (), BYTES),

@@ -326,11 +326,11 @@ class Pod:
         body, _, status = run.stdout.rpartition("\n")
         return int(status), body
 
-    def admin(self, path: str) -> str:
+    def admin(self, path: str, *, accept: str = "*/*") -> str:
         """The body of a GET from the admin port."""
         port = int(self.environ["INFERFLOW_ADMIN_PORT"])
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as client:
-            client.request("GET", path)
+            client.request("GET", path, headers={"Accept": accept})
             response = client.getresponse()
             body = response.read().decode()
             assert response.status == 200, body

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shared.logs import JsonFormatter, configure, log_loop_errors
+from shared.logs import BURST, WINDOW, JsonFormatter, Repeats, configure, log_loop_errors
 
 
 @pytest.fixture
@@ -79,3 +79,44 @@ def test_an_uncaught_error_is_the_last_line_of_a_process() -> None:
     line = json.loads(run.stdout)
     assert line["level"] == "critical"
     assert line["message"] == "uncaught: RuntimeError: the end"
+
+
+class TestRepeats:
+    """A message that comes again and again."""
+
+    def logger(self, now: list[float]) -> tuple[Repeats, list[str]]:
+        told: list[str] = []
+        return Repeats(lambda record: told.append(record.getMessage()), lambda: now[0]), told
+
+    def test_a_burst_is_written_and_the_rest_is_counted(self) -> None:
+        now = [0.0]
+        repeats, told = self.logger(now)
+        record = logging.makeLogRecord({"name": "x", "levelno": 30, "msg": "down %d", "args": (7,)})
+        written = sum(repeats.filter(record) for _ in range(BURST + 1234))
+        assert (written, repeats.suppressed, told) == (BURST, 1234, [])
+        now[0] = WINDOW
+        other = logging.makeLogRecord({"name": "x", "levelno": 30, "msg": "other"})
+        assert repeats.filter(other)
+        assert told == ["down 7: and 1,234 more"]
+        assert repeats.filter(record)
+
+    def test_different_messages_do_not_count_together(self) -> None:
+        repeats, told = self.logger([0.0])
+        for number in range(100):
+            assert repeats.filter(logging.makeLogRecord({"name": "x", "levelno": 30, "msg": f"m{number}"}))
+        repeats.flush()
+        assert told == []
+
+    def test_the_end_of_a_process_tells_of_what_was_left_out(self) -> None:
+        code = (
+            "import logging; from shared.logs import configure, counts; configure('p', 'info'); "
+            "[logging.getLogger('x').info('again') for _ in range(100)]; "
+            "print(counts()['info'], counts()['suppressed'])"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        )
+        lines = run.stdout.splitlines()
+        assert lines[BURST] == f"{BURST} {100 - BURST}"
+        last = json.loads(lines[-1])
+        assert (last["message"], last["repeats"]) == (f"again: and {100 - BURST} more", 100 - BURST)
