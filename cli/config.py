@@ -160,9 +160,10 @@ def _list(pod: Pod, arguments: argparse.Namespace, console: Console) -> int:
             _when(item["since"]),
             _revisions(item),
         )
-        for reason in item["reasons"]:
-            table.add_row("", f"[dim]{escape(reason)}[/dim]")
     console.print(table)
+    for item in answer["items"]:  # below the table: a cell of it would be a few characters wide
+        for reason in item["reasons"]:
+            console.print(f"[bold]{escape(_name(item['key']))}[/bold]: [dim]{escape(reason)}[/dim]")
     _print_workers(console, answer)
     return int(behind)
 

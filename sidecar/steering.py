@@ -165,7 +165,8 @@ class Steering:
         entry = history.find(key, to) if to else history.previous(key)
         if entry is None or not entry.digest:
             raise SteeringError(
-                404, f"{key}: no version {to!r} is remembered" if to else f"{key}: nothing before"
+                404,
+                f"{key}: no version {to!r} is remembered" if to else f"{key}: nothing else was served before",
             )
         text = self._read(entry.digest)
         if write:

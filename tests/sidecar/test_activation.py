@@ -303,6 +303,7 @@ class Pod(RuleBasedStateMachine):
         self.sent: dict[int, Version | None] = {}  # connected worker → what it works on
         self.ready: dict[int, set[int]] = {}
         self.serving: dict[int, int] = {}
+        self.told: set[int] = set()  # workers that this sidecar has told what to serve
         self.waiting: dict[int, set[str]] = {}
         self.active = 0
         self.announced: set[int] = set()
@@ -321,14 +322,15 @@ class Pod(RuleBasedStateMachine):
                     self.announced.add(version.number)
                 case Tell(worker, number):
                     assert number in self.ready[worker], "only what is prepared is activated"
-                    assert number > self.serving.get(worker, 0), "no worker goes back"
+                    assert number >= self.serving.get(worker, 0), "no worker goes back"
                     assert number == self.active
                     self.serving[worker] = number
+                    self.told.add(worker)
                 case Activated(version, late):
                     assert version.number > self.active, "versions go forward"
                     assert any(version.number in ready for ready in self.ready.values())
                     assert all(version.number not in self.ready[worker] for worker in late)
-                    assert self.active == 0 or not self.serving.keys() & set(late), "everywhere or nowhere"
+                    assert not self.told & set(late), "everywhere or nowhere"
                     self.active = version.number
                 case Forget(number):
                     assert number not in self.forgotten
@@ -356,12 +358,26 @@ class Pod(RuleBasedStateMachine):
         self.sent[self.names], self.ready[self.names], self.waiting[self.names] = None, set(), set()
         self.perform(self.machine.joined(self.names, self.now))
 
+    @rule()
+    def the_sidecar_is_killed(self) -> None:
+        """A new one begins with what was saved. Every worker goes on serving, and comes again."""
+        self.machine = Activation(self.machine.active, limit=LIMIT)
+        self.announced, self.forgotten, self.told = set(), set(), set()
+        if self.wanted is not None:
+            self.perform(self.machine.publish(self.wanted, number=0, now=self.now))
+        for worker in self.sent:
+            # It may have prepared this or that before: then it only answers sooner.
+            self.sent[worker], self.ready[worker], self.waiting[worker] = None, set(), set()
+            self.perform(self.machine.joined(worker, self.now))
+        self.rejected = False
+
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.sent)))
         del self.sent[worker], self.ready[worker], self.waiting[worker]
         self.serving.pop(worker, None)
+        self.told.discard(worker)
         self.perform(self.machine.left(worker, self.now))
 
     @precondition(lambda self: any(self.sent.values()))
@@ -421,10 +437,10 @@ class Pod(RuleBasedStateMachine):
         assert wanted is not None
         self.now += LIMIT
         self.perform(self.machine.tick(self.now))
-        if self.serving:
+        if self.told:
             assert self.machine.pending is None
             assert self.machine.overdue == wanted.content
-            assert self.machine.blamed <= self.serving.keys()
+            assert self.machine.blamed <= self.told
             assert all(self.sent[worker] for worker in self.machine.blamed), "those who are busy"
 
     @invariant()

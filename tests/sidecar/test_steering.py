@@ -224,7 +224,7 @@ def test_what_cannot_be_done_says_why(run_dir: Path) -> None:
             ("GET", "/config/pin", {"key": "a"}, 405, "only POST"),
             ("GET", "/config/show", {}, 400, "which one?"),
             ("GET", "/config/show", {"key": "nothing"}, 404, "config-map/nothing: is not in the source"),
-            ("POST", "/config/rollback", {"key": "a"}, 404, "nothing before"),
+            ("POST", "/config/rollback", {"key": "a"}, 404, "nothing else was served before"),
             ("POST", "/config/rollback", {"key": "a", "to": "zz"}, 404, "no version 'zz' is remembered"),
             ("POST", "/config/put", {"key": "a", "revision": "x"}, 400, "revision 'x'"),
             ("GET", "/config/diff", {"key": "a", "old": "zz"}, 404, "no version 'zz'"),
