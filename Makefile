@@ -62,6 +62,7 @@ test-fast: setup tools
 test-full: $(SETUP_DEMO) tools
 	bench/get_h2load.sh
 	tests/interop/get_tools.sh
+	tests/interop/get_kafka.sh
 	$(BIN)/python -m pytest
 
 lint: setup

@@ -54,5 +54,13 @@ class Topic:
                 found.append((message.partition() or 0, message.key(), message.value() or b""))  # type: ignore[arg-type]
         return found
 
+    def all(self) -> list[tuple[int, bytes | None, bytes]]:
+        """All messages that are there now, from the beginning; for a topic that nothing was taken from."""
+        ends = [
+            self._consumer.get_watermark_offsets(place, timeout=PATIENCE)[1]
+            for place in self._consumer.assignment()
+        ]
+        return self.take(sum(ends))
+
     def close(self) -> None:
         self._consumer.close()
