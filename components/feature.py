@@ -84,7 +84,9 @@ class Feature:
             found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
             caching.requests.value += keys.count
             caching.misses.value += keys.count - hits
-            if hits:
+            if hits == keys.count:
+                wanted = counting(0, 0)
+            elif hits:
                 wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
         if len(wanted):
             asked = self._batches(scoring, keys, wanted)
