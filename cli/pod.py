@@ -6,6 +6,7 @@ Over supervisord's socket in the run directory, so on the machine, or in the con
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import os
 import stat
@@ -80,6 +81,10 @@ class Pod:
 
     def __repr__(self) -> str:
         return f"<Pod in {self._run_dir}>"
+
+    def close(self) -> None:
+        """Ends the connection to supervisord."""
+        self._rpc("close")()
 
     def restart(self, programs: Sequence[str], *, force: bool = False) -> None:
         """Restarts all processes of these programs, in the order of their names."""
@@ -212,7 +217,8 @@ def scale(arguments: argparse.Namespace) -> int:
 
 def _run(act: Callable[[Pod], None]) -> int:
     try:
-        act(Pod(Settings.from_env(os.environ)))
+        with contextlib.closing(Pod(Settings.from_env(os.environ))) as pod:
+            act(pod)
     except SettingsError as error:
         print(f"inferflow: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ end the pod, so a file that cannot be written is told to the log.
 
 from __future__ import annotations
 
+import atexit
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from supervisor import events
 from supervisor.states import STOPPED_STATES
 from supervisor.xmlrpc import Faults, RPCError
 
+from shared.board_file import remove_boards
 from shared.crashes import Crashes
 
 __all__ = ["COUNTS", "Supervision", "make"]
@@ -26,7 +28,9 @@ COUNTS = {"worker": "INFERFLOW_WORKERS"}
 
 def make(supervisord: Any) -> Supervision:
     """The plugin's factory, called once by supervisord."""
-    return Supervision(supervisord, Path(os.environ["INFERFLOW_RUN_DIR"]))
+    run_dir = Path(os.environ["INFERFLOW_RUN_DIR"])
+    atexit.register(remove_boards, run_dir)  # those of processes that were killed and never came back
+    return Supervision(supervisord, run_dir)
 
 
 class Supervision:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, cast
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _BACKLOG: Final = 1024
+_HANDSHAKE_SECONDS, _HANDSHAKE_LOOKS = 1.0, 100
 _LAST_BYTES_SECONDS: Final = 1.0  # for GOAWAYs to leave when the server closes
 
 
@@ -61,6 +63,7 @@ class Server:
         self._listeners: list[asyncio.AbstractServer] = []
         self._sockets: dict[str, int] = {}  # paths of Unix sockets and their inodes
         self._connections: set[Greeter] = set()
+        self._shaking_hands: weakref.WeakSet[Greeter] = weakref.WeakSet()  # those that fail just disappear
         self._empty = asyncio.Event()
         self._empty.set()
         self._leaving = False
@@ -109,7 +112,7 @@ class Server:
 
     def connection(self) -> asyncio.Protocol:
         """Returns the protocol for one accepted connection, over any asyncio transport."""
-        return Greeter(
+        greeter = Greeter(
             asyncio.get_running_loop(),
             self.limits,
             self.stats,
@@ -118,6 +121,9 @@ class Server:
             opened=self._connection_opened,
             lost=self._connection_lost,
         )
+        if self._tls is not None:
+            self._shaking_hands.add(greeter)
+        return greeter
 
     def _speak_http2(self, on_lost: Callable[[], None]) -> asyncio.Protocol:
         loop = asyncio.get_running_loop()
@@ -128,6 +134,7 @@ class Server:
         return Http1Connection(loop, self._routes.pages, self.limits, self.stats, on_lost=on_lost)
 
     def _connection_opened(self, connection: Greeter) -> bool:
+        self._shaking_hands.discard(connection)
         if len(self._connections) >= self.limits.connections:
             self.stats.limits["connections"] += 1
             return False
@@ -165,6 +172,7 @@ class Server:
             async with asyncio.timeout(seconds):
                 # Of peers that have gone meanwhile only an exception comes back, and nobody misses them.
                 await asyncio.gather(*waiting, return_exceptions=True)
+                await self._handshakes()
                 await self._empty.wait()
         left = self.stats.streams
         await self.close()
@@ -206,6 +214,13 @@ class Server:
                     accepted.setblocking(False)
                     tasks.append(loop.create_task(self._connect(accepted)))
         return tasks
+
+    async def _handshakes(self) -> None:
+        """Waits for TLS handshakes that are under way, for a moment: to their clients they look like any other."""
+        for _ in range(_HANDSHAKE_LOOKS):  # polled, since one that fails tells nobody
+            if not self._shaking_hands:
+                return
+            await asyncio.sleep(_HANDSHAKE_SECONDS / _HANDSHAKE_LOOKS)
 
     async def _connect(self, accepted: socket.socket) -> object:
         loop = asyncio.get_running_loop()

@@ -241,7 +241,8 @@ class Pod:
     def check_nothing_left(self, code: int = 0) -> None:
         """After a stop by SIGTERM."""
         assert code == 0, self.text()
-        assert list(self.run_dir.iterdir()) == []
+        left = [path.name for path in self.run_dir.iterdir()]
+        assert left == [], left
         assert f":{self.port}" not in Path("/proc/net/unix").read_text()
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port)) as connection:
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from cli.pod import Pod as Running
+from shared.settings import Settings
 from tests.e2e.asking import POINT, config, errors, score, write_models
 from tests.e2e.pod import FIRST_START, Load, Pod, UpstreamProcess
 from tests.frontdoor.process import PATIENCE, ROOT, eventually
@@ -106,7 +110,7 @@ def test_one_worker_three_workers_one_worker(upstreams: UpstreamProcess) -> None
 def test_what_cannot_be_done_is_refused(upstreams: UpstreamProcess) -> None:
     with Pod(CONFIGS, upstreams=upstreams.port) as pod:
         assert "there is one front door" in inferflow(pod, "restart", "all", code=1)
-        assert "here run config, frontdoor, worker" in inferflow(pod, "restart", "wroker", code=2)
+        assert "here run config, frontdoor, logs, worker" in inferflow(pod, "restart", "wroker", code=2)
         assert "an integer from 1 to 1024" in inferflow(pod, "scale", "--workers", "0", code=2)
         inferflow(pod, "restart", "config")
         pod.check_nothing_left(pod.stop())
@@ -115,15 +119,26 @@ def test_what_cannot_be_done_is_refused(upstreams: UpstreamProcess) -> None:
 
 def test_a_crash_loop_is_named_by_readiness(upstreams: UpstreamProcess) -> None:
     """Of a process that nobody else misses: requests are served without it."""
-    with Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_WORKERS="2") as pod:
-        eventually(lambda: len(titles(pod, "inferflow: worker")) == 2, "both workers run")
+    with (
+        Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_WORKERS="2") as pod,
+        contextlib.closing(Running(Settings.from_env({"INFERFLOW_RUN_DIR": str(pod.run_dir)}))) as running,
+    ):
+        killed: list[int] = []
+
+        def started() -> int:
+            """The process of worker 1, as soon as there is another one than before."""
+            (worker,) = [one for one in running.processes() if one.name == "worker_1"]
+            return worker.pid if worker.pid not in killed else 0
+
         for _ in range(3):
-            eventually(lambda: "inferflow: worker 1" in pod.processes(), "it is back")
-            assert "notice" not in pod.ready()[1]
-            pod.kill("inferflow: worker 1")
+            assert "worker_1 ended" not in pod.get("/health/ready")[1]
+            killed.append(eventually(started, "it is back"))
+            os.kill(killed[-1], signal.SIGKILL)
         status, document = eventually(
-            lambda: "notice" in (found := pod.ready())[1] and found, "readiness tells of it", pod.text
+            lambda: "worker_1 ended" in (found := pod.ready())[1].get("notice", "") and found,
+            "readiness tells of it",
+            pod.text,
         )
         assert status == 200
-        assert document["notice"].startswith("worker_1 ended 3 times in ")
+        assert "worker_1 ended 3 times in " in document["notice"]
         assert os.path.exists(pod.run_dir / "crashes.json")

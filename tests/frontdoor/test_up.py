@@ -192,7 +192,7 @@ def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
 @pytest.mark.slow
 def test_a_killed_supervisor_takes_all_along(up: Up) -> None:
     children = up.children()
-    assert len(children) == 3
+    assert len(children) == 4
     up.popen.kill()
     up.popen.wait(PATIENCE)
     for title, pid in children.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from rpc.client import Channel, ChannelSettings
-from rpc.server import Limits, Server
+from rpc.server import HttpResponse, Limits, Server
 from rpc.status import RpcError
 from rpc.tls import client_context, server_context
 from tests.rpc.support import PATIENCE, Certificates, echo, make_certificates, run
@@ -123,3 +124,23 @@ def test_files_that_are_wrong(
     given = {name: str(empty) if value == "EMPTY" else value for name, value in arguments.items()}
     with pytest.raises(error, match=text):
         client_context(**given)
+
+
+def test_a_drain_serves_a_connection_that_nobody_has_accepted(
+    certificates: Certificates, serving: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        server = Server({}, http1={"/health": lambda request: HttpResponse(b"true")}, tls=serving)
+        port = await server.listen_tcp("127.0.0.1", 0)
+        raw = socket.create_connection(("127.0.0.1", port))
+        draining = asyncio.ensure_future(server.drain(30))  # the loop has not turned yet
+        context = client_context(ca=certificates.ca)
+        context.set_alpn_protocols(["http/1.1"])
+        raw.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=raw, ssl=context, server_hostname="localhost")
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.read()).endswith(b"true")
+        writer.close()
+        assert await draining == 0
+
+    run(main, virtual=False)
