@@ -22,7 +22,7 @@ from shared.saved import replace_file
 from shared.settings import LogSettings
 from sidecar.log_queue import ACCEPTED, Message, Settle
 
-__all__ = ["SCHEMA", "FileSink"]
+__all__ = ["SCHEMA", "FileSink", "remove_stale", "warm_up"]
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,14 @@ def _write(path: Path, messages: list[Message]) -> None:
         pa.table(columns, SCHEMA), out, compression="zstd", use_dictionary=False, write_statistics=False
     )
     replace_file(path, [out.getvalue()])
+
+
+def warm_up() -> None:
+    """Has Arrow do once what it loads half of itself for (pandas, where that is installed): seconds in which no
+    slot would be given back.
+    """
+    table = pa.table({"value": pa.array([b"x"], pa.binary())})
+    pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
 
 
 def remove_stale(directory: Path) -> None:

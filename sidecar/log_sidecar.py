@@ -40,7 +40,7 @@ from shared.metrics import (
 )
 from shared.rundir import UnixListener
 from shared.settings import Settings
-from sidecar.log_files import FileSink, remove_stale
+from sidecar.log_files import FileSink, remove_stale, warm_up
 from sidecar.log_kafka import KafkaSink
 from sidecar.log_lender import Lender
 from sidecar.log_queue import ACCEPTED, Sender, Sink
@@ -305,6 +305,7 @@ def _shown(books: Books) -> dict[str, Any]:
 
 def open_sink(settings: Settings) -> Sink:
     """Where `settings.logs_to` says. Raises OSError when the directory for files cannot be used."""
+    warm_up()
     if settings.logs_to == "kafka":
         # The client tells of each attempt, ten times a second; the sink tells what it comes to.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
