@@ -24,7 +24,6 @@ __all__ = ["NOT_SHOWN", "SECTIONS", "Panel", "Section", "build"]
 NOT_SHOWN: Mapping[str, str] = {
     "inferflow_process_start_time_seconds": "for alerts and for uptime in tables; restarts are shown",
     "inferflow_config_age_seconds": "the versions are shown",
-    "inferflow_cache_entries": "its bytes are shown",
     "inferflow_client_calls_total": "requests are shown by method; these also count health checks",
 }
 """Metrics that are on no dashboard, and why."""
@@ -34,7 +33,8 @@ NOT_SHOWN: Mapping[str, str] = {
 class Panel:
     """One graph. Counters are shown as rates, histograms as quantiles.
 
-    `by`: labels with a line each; `over`: a counter to divide by; `of`: `rate` or `sum` of a histogram instead.
+    `by`: labels with a line each; `over`: a counter to divide by; `of`: `rate` or `sum` of a histogram
+    instead; `max` of a gauge that several processes tell of the same thing.
     """
 
     title: str
@@ -119,9 +119,11 @@ SECTIONS = (
             Panel("Keys missed", "inferflow_cache_misses_total", ("model", "component")),
             Panel("Share missed", "inferflow_cache_misses_total", ("model",), SHARE,
                   over="inferflow_cache_requests_total"),
-            Panel("Keys that another request fetched", "inferflow_cache_coalesced_total", ("model", "component")),
-            Panel("Memory", "inferflow_cache_bytes", ("state",), BYTES),
-            Panel("Evictions", "inferflow_cache_evictions_total", ("reason",)),
+            Panel("Keys that another request fetched", "inferflow_cache_coalesced_total", ("service", "endpoint")),
+            Panel("Memory", "inferflow_cache_bytes", ("state",), BYTES, of="max"),
+            Panel("Entries put in", "inferflow_cache_inserts_total"),
+            Panel("Evictions", "inferflow_cache_evictions_total"),
+            Panel("Entries of no use", "inferflow_cache_unused_total", ("reason",)),
         ),
     ),
     Section(
@@ -164,7 +166,7 @@ def _promql(panel: Panel) -> Iterator[tuple[str, str]]:
     metric = METRICS[panel.metric]
     legend = " ".join(f"{{{{{label}}}}}" for label in panel.by)
     if metric.kind is Kind.GAUGE:
-        yield legend, f"sum{_by(panel.by)} ({metric.name}{{{SCOPE}}})"
+        yield legend, f"{panel.of or 'sum'}{_by(panel.by)} ({metric.name}{{{SCOPE}}})"
     elif metric.kind is Kind.COUNTER:
         divisor = f" / {_rate(panel.over, panel.by)}" if panel.over else ""
         yield legend, _rate(metric.name, panel.by) + divisor
@@ -277,7 +279,7 @@ def _readings(metric: Metric, spelling: Statsd, panel: Panel) -> Iterator[str]:
     tags = ",".join(TAGS.get(label, label) for label in panel.by if label in (*spelling.labels, "process"))
     by = f"{{$scope}} by {{{tags}}}" if tags else "{$scope}"
     if metric.kind is Kind.GAUGE:
-        yield f"sum:{spelling.name}{by}"
+        yield f"{panel.of or 'sum'}:{spelling.name}{by}"
     elif metric.kind is Kind.COUNTER or spelling.part is not Part.VALUE:
         divisor = f" / sum:{METRICS[panel.over].spellings[0].name}{by}.as_count()" if panel.over else ""
         yield f"sum:{spelling.name}{by}.{'as_count' if panel.over else 'as_rate'}()" + divisor

@@ -12,13 +12,14 @@ export NUMBA_CPU_FEATURES="" PIP_DISABLE_PIP_VERSION_CHECK=1
 rooms=(cli components dag frontdoor inferlog proto rpc shared sidecar workers)
 
 mkdir -p "$prefix/app"
-tar --exclude=__pycache__ --exclude='*.so' -cf - "${rooms[@]}" supervisord.conf pyproject.toml README.md |
+tar --exclude=__pycache__ --exclude='*.so' --exclude=native.json -cf - "${rooms[@]}" supervisord.conf pyproject.toml README.md |
     tar -C "$prefix/app" -xf -
 
 "${PYTHON:-python3}" -m venv "$prefix/venv"
 pip=$prefix/venv/bin/pip
 "$pip" install --quiet --no-compile --require-hashes -r requirements/base.txt
-# The request path is compiled to C here, once `make build` can: in "$prefix/app", by a virtualenv of requirements/dev.txt.
+# Still to come here, the request path compiled to C (`make build`): in "$prefix/app" with setup.py, by a virtualenv of
+# requirements/dev.txt: INFERFLOW_NATIVE=1 python setup.py build_ext --inplace
 "$pip" install --quiet --no-deps -e "$prefix/app"
 
 # Byte code and kernels of everything that runs; nothing of it can be written later.
