@@ -130,7 +130,7 @@ def overview(now: Look, before: Look | None = None) -> dict[str, Any]:
             for endpoint in total.values(metrics.UPSTREAM_LATENCY, "endpoint")
             if total.counts(metrics.UPSTREAM_LATENCY, service=service, endpoint=endpoint)
         ],
-        "cache": _cache(total),
+        "cache": {**_cache(total), "coalesced": int(total.total(metrics.CACHE_COALESCED))},
         "logs": {
             "acknowledged_rows": int(total.total(metrics.LOG_ROWS, state="acknowledged")),
             "dropped_rows": int(total.total(metrics.LOG_DROPPED)),
@@ -248,5 +248,4 @@ def _upstream(
 def _cache(total: _Sums, **labels: str) -> dict[str, int]:
     asked = int(total.total(metrics.CACHE_REQUESTS, **labels))
     missed = int(total.total(metrics.CACHE_MISSES, **labels))
-    coalesced = int(total.total(metrics.CACHE_COALESCED, **labels))
-    return {"requests": asked, "hits": asked - missed, "misses": missed, "coalesced": coalesced}
+    return {"requests": asked, "hits": asked - missed, "misses": missed}

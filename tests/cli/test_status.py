@@ -15,6 +15,7 @@ from cli.status import render
 from shared.board import Board
 from shared.board_file import BoardFile, encode
 from shared.metrics import (
+    CACHE_COALESCED,
     CACHE_MISSES,
     CACHE_REQUESTS,
     COMPONENT_ERROR_ROWS,
@@ -76,6 +77,7 @@ def test_processes_are_added_up(tmp_path: Path) -> None:
     one.board.counter(CACHE_REQUESTS, "shop", "fetch").value = 100
     one.board.counter(CACHE_MISSES, "shop", "fetch").value = 25
     one.board.show(UPSTREAM_CONNECTIONS, {("fs:1", "ready"): 2.0})
+    one.board.counter(CACHE_COALESCED, "onfs", "fs:1").value = 4
     one.serve(7, 1, 2.0)
     two.serve(3, 0, 2.0)
     state = overview(Look.now(tmp_path))
@@ -95,6 +97,7 @@ def test_processes_are_added_up(tmp_path: Path) -> None:
     assert 1.4 < requests["p50_ms"] <= 2.0
     (model,) = state["models"]
     assert (model["model"], model["total"], model["cache"]["hits"]) == ("shop", 10, 75)
+    assert state["cache"] == {"requests": 100, "hits": 75, "misses": 25, "coalesced": 4}
     (upstream,) = state["upstreams"]
     assert (upstream["endpoint"], upstream["calls"], upstream["failed"]) == ("fs:1", 10, 0)
     assert upstream["connections"]["ready"] == 2
