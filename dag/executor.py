@@ -245,7 +245,9 @@ class Execution:
         for generator in generators:
             if generator is not None:
                 generator.close()
-        on_idle, self._on_idle = self._on_idle, _nobody
+        on_idle = self._on_idle
+        # Whoever waits for the execution holds it, too: no cycles for the garbage collector.
+        self._on_done = self._on_idle = _nobody
         on_idle(self)
 
     def __repr__(self) -> str:

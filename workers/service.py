@@ -21,7 +21,7 @@ from dag.executor import Execution, Executor
 from dag.plan import Plan
 from rpc.status import Status
 from shared.board import Board
-from shared.shm_matrix import MatrixFull, MatrixPool
+from shared.shm_matrix import MatrixFull, MatrixPool, Slot
 from workers import responses
 from workers.meters import RequestMeters
 from workers.plans import PlanSet
@@ -79,16 +79,158 @@ class _Refused(Exception):
 
 
 class Ticket:
-    """A request in flight; `cancel` ends it without an answer."""
+    """A request in flight; `cancel` ends it without an answer.
 
-    __slots__ = ("_execution",)
+    What a request needs until its end stands here, not in nested functions: those refer to each other, and only
+    the garbage collector would find them and the matrix when the request is over.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_answer",
+        "_began",
+        "_came_ns",
+        "_deadline",
+        "_execution",
+        "_metadata",
+        "_method",
+        "_plan",
+        "_request_id",
+        "_rows",
+        "_served",
+        "_service",
+        "_slot",
+        "_trace",
+        "_tracking_id",
+    )
+
+    def __init__(
+        self,
+        service: Service,
+        method: int,
+        metadata: Mapping[bytes, bytes],
+        deadline: float | None,
+        answer: Callable[[Answered], None],
+        request_id: bytes,
+        trace: RequestTrace | None,
+    ) -> None:
+        self._service = service
+        self._method = method
+        self._metadata = metadata
+        self._deadline = deadline
+        self._answer = answer
+        self._request_id = request_id
+        self._trace = trace
+        self._came_ns = time.time_ns()
+        self._began = time.monotonic()
+        self._plan: Plan | None = None
+        self._tracking_id = ""
+        self._rows = 0
+        self._slot: Slot | None = None
         self._execution: Execution | None = None
+        self._served = False
 
     def cancel(self) -> None:
         if self._execution is not None:
             self._execution.cancel()
+
+    def read(self, body: bytes) -> Scoring:
+        """The matrix of the request, in a slot. Raises BadRequest, MatrixFull, _Refused."""
+        service = self._service
+        plan, brought, self._tracking_id = service.read(self._method, self._metadata, body)
+        self._plan = plan
+        slot = service.pool.acquire()
+        try:
+            scoring = initialize(plan, brought, slot)
+        except BaseException:
+            service.pool.release(slot)
+            raise
+        self._slot = slot
+        self._rows = brought.rows
+        if self._trace is not None:
+            self._trace.planned(plan, self._tracking_id, brought.rows)
+        return scoring
+
+    def start(self, scoring: Scoring) -> None:
+        """Runs the DAG over what was read."""
+        plan = self._plan
+        assert plan is not None
+        self._service.in_flight += 1
+        self._execution = Execution(
+            self._service.executor, plan, scoring, self._deadline, self._done, self._idle, self._trace
+        )
+        self._execution.start()
+
+    def reply(self, status: Status, message: str, body: bytes = b"") -> None:
+        """Gives the answer."""
+        trace_id = ""
+        if self._trace is not None:
+            trace_id = self._trace.trace_id
+            self._trace.finish(status, message)
+        model = "" if self._plan is None else self._plan.model_config_id
+        took = (time.monotonic() - self._began) * 1e3
+        self._service.meters.answered(model, self._method, status, took, self._rows, trace_id)
+        self._answer(Answered(status, message, body, self._request_id))
+
+    def _done(self, execution: Execution) -> None:
+        """The DAG has run."""
+        plan, scoring = self._plan, execution.scoring
+        assert plan is not None
+        if scoring.failures or (scoring.slates is not None and scoring.slates.failures):
+            self._count_failures(plan, scoring)
+        if execution.error is not None:
+            self.reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
+            return
+        if self._deadline is not None and self._service.executor.loop.time() >= self._deadline:
+            # The upstream calls were cut short by it: what they left is nobody's answer.
+            self.reply(Status.DEADLINE_EXCEEDED, "the client's deadline passed")
+            return
+        try:
+            out = self._service.respond(self._method, plan, scoring, self._metadata)
+        except responses.ResponseTooLarge as large:
+            self.reply(Status.RESOURCE_EXHAUSTED, str(large))
+            return
+        except Exception as error:
+            log.exception("response failed", extra={"model_config_id": plan.model_config_id})
+            self.reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
+            return
+        self._served = True
+        self.reply(Status.OK, "", out)
+
+    def _idle(self, execution: Execution) -> None:
+        """Nobody touches the matrix any more."""
+        slot, self._slot = self._slot, None
+        assert slot is not None
+        self._service.in_flight -= 1
+        if not self._is_lent(execution.scoring):
+            self._service.pool.release(slot)
+
+    def _is_lent(self, scoring: Scoring) -> bool:
+        """Whether the inference log has the slot now."""
+        inference_log, version = self._service.inference_log, self._service.plans.active
+        if not self._served or not self._tracking_id or inference_log is None or version is None:
+            return False
+        assert self._plan is not None
+        return inference_log.offer(
+            Served(
+                self._method,
+                self._plan,
+                version.service,
+                scoring,
+                self._tracking_id,
+                self._metadata,
+                self._request_id,
+                self._came_ns,
+            )
+        )
+
+    def _count_failures(self, plan: Plan, scoring: Scoring) -> None:
+        _count_failures(plan, scoring)
+        percent = plan.config.component_config.error_logging_percent
+        if percent and random.random() * 100 < percent:
+            _log_failures(plan, scoring, self._tracking_id, self._request_id, self._trace)
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self._request_id.decode()} of {self._execution!r}>"
 
 
 class Service:
@@ -109,12 +251,12 @@ class Service:
         self.plans = PlanSet()
         self.in_flight = 0
         self.max_in_flight = max_in_flight
-        self._meters = RequestMeters(board)
-        self._executor = executor
-        self._pool = pool
+        self.meters = RequestMeters(board)
+        self.executor = executor
+        self.pool = pool
         self._reading = reading
         self._sampling_tz = sampling_tz
-        self._inference_log = inference_log
+        self.inference_log = inference_log
         self._tracing = tracing
         self._prefix = os.urandom(6).hex().encode()  # of request ids: no other worker has it
         self._requests = 0
@@ -131,94 +273,27 @@ class Service:
 
         `method` is the place in the list of methods, `deadline` on the clock of the loop.
         """
-        ticket = Ticket()
         self._requests += 1
-        request_id = b"%b%x" % (self._prefix, self._requests)
-        came_ns = time.time_ns()
-        served = False
-        began = time.monotonic()
-        model = ""
-        rows = 0
         trace = self._tracing.begin(method, metadata) if self._tracing is not None else None
-
-        def reply(status: Status, message: str, body: bytes = b"") -> None:
-            trace_id = ""
-            if trace is not None:
-                trace_id = trace.trace_id
-                trace.finish(status, message)
-            self._meters.answered(model, method, status, (time.monotonic() - began) * 1e3, rows, trace_id)
-            answer(Answered(status, message, body, request_id))
-
+        request_id = b"%b%x" % (self._prefix, self._requests)
+        ticket = Ticket(self, method, metadata, deadline, answer, request_id, trace)
         try:
-            plan, brought, tracking_id = self._read(method, metadata, body)
-            model = plan.model_config_id
-            slot = self._pool.acquire()
-            try:
-                scoring = initialize(plan, brought, slot)
-            except BaseException:
-                self._pool.release(slot)
-                raise
+            scoring = ticket.read(body)
         except _Refused as refused:
-            reply(refused.status, str(refused))
-            return ticket
+            ticket.reply(refused.status, str(refused))
         except BadRequest as bad:
-            reply(Status.INVALID_ARGUMENT, str(bad))
-            return ticket
+            ticket.reply(Status.INVALID_ARGUMENT, str(bad))
         except MatrixFull as full:
-            reply(Status.RESOURCE_EXHAUSTED, str(full))
-            return ticket
+            ticket.reply(Status.RESOURCE_EXHAUSTED, str(full))
         except Exception as error:
             # A mistake of ours costs this request, not the link that it came over with all the others.
             log.exception("request failed")
-            reply(Status.INTERNAL, f"the request could not be read: {type(error).__name__}: {error}")
-            return ticket
-        self.in_flight += 1
-        rows = brought.rows
-        if trace is not None:
-            trace.planned(plan, tracking_id, rows)
-
-        def on_done(execution: Execution) -> None:
-            nonlocal served
-            if scoring.failures or (scoring.slates is not None and scoring.slates.failures):
-                _count_failures(plan, scoring)
-                percent = plan.config.component_config.error_logging_percent
-                if percent and random.random() * 100 < percent:
-                    _log_failures(plan, scoring, tracking_id, request_id, trace)
-            if execution.error is not None:
-                reply(Status.RESOURCE_EXHAUSTED, str(execution.error))
-                return
-            if deadline is not None and self._executor.loop.time() >= deadline:
-                # The upstream calls were cut short by it: what they left is nobody's answer.
-                reply(Status.DEADLINE_EXCEEDED, "the client's deadline passed")
-                return
-            try:
-                out = self._respond(method, plan, scoring, metadata)
-            except responses.ResponseTooLarge as large:
-                reply(Status.RESOURCE_EXHAUSTED, str(large))
-                return
-            except Exception as error:
-                log.exception("response failed", extra={"model_config_id": plan.model_config_id})
-                reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
-                return
-            served = True
-            reply(Status.OK, "", out)
-
-        def on_idle(_: Execution) -> None:
-            self.in_flight -= 1
-            log_to, version = self._inference_log, self.plans.active
-            if served and tracking_id and log_to is not None and version is not None:
-                whole = Served(
-                    method, plan, version.service, scoring, tracking_id, metadata, request_id, came_ns
-                )
-                if log_to.offer(whole):
-                    return
-            self._pool.release(slot)
-
-        ticket._execution = Execution(self._executor, plan, scoring, deadline, on_done, on_idle, trace)
-        ticket._execution.start()
+            ticket.reply(Status.INTERNAL, f"the request could not be read: {type(error).__name__}: {error}")
+        else:
+            ticket.start(scoring)
         return ticket
 
-    def _read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought, str]:
+    def read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought, str]:
         """The plan of a request, what it brings, and its tracking id.
 
         Raises BadRequest, or _Refused when there is no room.
@@ -234,7 +309,8 @@ class Service:
         plan = self.plans.find(inquiry.model_config_id)
         return plan, inquiry.bring(plan), inquiry.tracking_id
 
-    def _respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+    def respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
+        """The body of an answer. Raises ResponseTooLarge."""
         reference = self._reading.reference_codecs
         if method == POINT_WISE:
             return responses.point_wise(plan, scoring, reference=reference)
