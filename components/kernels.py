@@ -64,6 +64,11 @@ def _inline(function: Function) -> Function:
     return cast(Function, numba.njit(inline="always", nogil=True)(function))
 
 
+def _callee(function: Function) -> Function:
+    """Compiled once, called by kernels of the same file: what is long, or called from several places."""
+    return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
+
+
 def _kernel(signature: Any) -> Callable[[Function], Function]:
     """Compiled for this signature when the module is imported, or taken from the cache."""
     return cast(
@@ -328,7 +333,7 @@ def ask_keys(
 # --- feature rows
 
 
-@_inline
+@_callee
 def _skip_feature_schema(data, at, end):
     """The place after a Result's FeatureSchema, which nobody reads; UNUSUAL when it is not written as usual.
 
@@ -492,7 +497,7 @@ def encode_compute_rows(
     return at
 
 
-@_inline
+@_callee
 def _read_scores(body, begin, end, out, first, count):
     """How many rows a NumerixResponseProto has, their scores (bits of float32) written from out[first] on."""
     if begin == end or body[begin] != 0x0A:

@@ -22,6 +22,7 @@ from components.kernels import (
     UNUSUAL,
     VALUE,
     _ascii,
+    _callee,
     _copy,
     _inline,
     _kernel,
@@ -57,7 +58,7 @@ def _skip_numbers(data, at, end):
     return at
 
 
-@_inline
+@_callee
 def _check_output(data, at, end, texts, outputs, number):
     """0 when the InferOutputTensor in these bytes is what output `number` is to be, without typed contents."""
     name_at = name_end = type_at = type_end = np.int64(0)
@@ -98,7 +99,7 @@ def _check_output(data, at, end, texts, outputs, number):
     return 0
 
 
-@_inline
+@_callee
 def _find_outputs(data, at, end, texts, outputs, asked, places):
     """Finds the raw contents of all outputs in one ModelInferResponse; 0, or why it is left to the reference.
 

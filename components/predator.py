@@ -103,6 +103,8 @@ class RequestHeads:
     def bodies(self, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[tuple[bytes, ...]]:
         """Requests for the rows from each bound to the next, as parts."""
         raws = [tensor.raws(bounds) for tensor in tensors]
+        if len(raws) == 1 and self._rigid:
+            return self._single(tensors, raws[0])
         out: list[tuple[bytes, ...]] = []
         for (start, stop), *contents in zip(itertools.pairwise(bounds), *raws, strict=True):
             key = (stop - start, *map(len, contents))
@@ -114,6 +116,15 @@ class RequestHeads:
             else:
                 out.append(tuple(itertools.chain.from_iterable(zip(fronts, contents, strict=True))))
         return out
+
+    def _single(self, tensors: Sequence[Tensor], contents: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+        """The same for a model of one rigid input: slates make many small requests of it."""
+        width = tensors[0].cells.shape[1]
+        fronts = {}
+        for size, raw in {len(raw): raw for raw in contents}.items():
+            key = (size // width, size)
+            fronts[size] = (self._fronts.get(key) or self._new_fronts(tensors, key, [raw]))[0]
+        return [(fronts[len(raw)], raw) for raw in contents]
 
     def _new_fronts(
         self, tensors: Sequence[Tensor], key: tuple[int, ...], contents: Sequence[bytes]

@@ -13,11 +13,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
-from components.kernels import EMPTY, I32, I32_2, I64_2, INT, U8, U8_2, UNUSUAL, VALUE, _inline, _kernel
+from components.kernels import (
+    EMPTY,
+    I32,
+    I32_2,
+    I64_2,
+    INT,
+    U8,
+    U8_2,
+    UNUSUAL,
+    VALUE,
+    _callee,
+    _inline,
+    _kernel,
+)
 from shared.datatypes import DataType
 
 __all__ = ["common_size", "gather_cells", "gather_values"]
@@ -123,7 +135,7 @@ def _whole_unsigned(number):
     return np.int64(number) if number == number else np.int64(0)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@_callee
 def _load(source, data, start, count, bits, carried, integers, at):
     """Elements start … of `data` into the carrier of their type, from place `at` on.
 
@@ -182,7 +194,7 @@ def _put_words(words, count, size, out, at):
             at += 1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@_callee
 def _store(source, target, count, bits, carried, integers, out, at):
     """The first `count` carried elements as `target`, into `out` from `at` on.
 

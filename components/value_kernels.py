@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
@@ -32,6 +31,7 @@ from components.kernels import (
     U8_OUT,
     UNUSUAL,
     VALUE,
+    _callee,
     _copy,
     _inline,
     _kernel,
@@ -105,7 +105,7 @@ def _scaled(power, number):
     return high | np.uint64(low > U1)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@_callee
 def _shortest(fraction, exponent, fraction_bits, bias):
     """(digits, power): the shortest decimal digits × 10^power that read back as this float, the nearest of them.
 
@@ -164,7 +164,7 @@ def _put_digits(number, count, out, at):
     return at + count
 
 
-@_inline
+@_callee
 def _put_float(negative, fraction, exponent, fraction_bits, bias, special, out, at):
     """The text form of a float by its fields; `special` is the exponent of NaN and of the infinities."""
     if exponent == special and fraction != U0:
@@ -214,7 +214,7 @@ def _put_float(negative, fraction, exponent, fraction_bits, bias, special, out, 
     return end
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@_callee
 def _put_number(kind, data, start, out, at):
     """The text form of the element at data[start …]; returns the place after it."""
     size = SIZES[kind]
@@ -439,7 +439,7 @@ def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, errors: Any, out:
     return at
 
 
-@_inline
+@_callee
 def _utf8(data, start, stop):
     """Whether these bytes are UTF-8: RFC 3629, section 4."""
     at = start
