@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -467,3 +468,46 @@ def test_endpoints_are_named_by_the_config() -> None:
     with matrix_pool() as slot:
         plan = compiled(config_of(predators=[model(model_end_point="other:9")]), upstreams=Upstreams())
         assert [call.endpoint for call in Scored(plan, slot, 1, doubling).calls] == ["other:9"]
+
+
+# ---------------------------------------------------------------- by kernels, by messages
+
+
+@given(
+    st.integers(1, 7),
+    st.none() | st.lists(st.lists(st.integers(0, 6), max_size=4), min_size=1, max_size=4),
+    st.lists(
+        st.sampled_from(["good", "good", "one row", "other rows", "broken", "down"]), min_size=5, max_size=5
+    ),
+    st.integers(0, 3),
+    st.sampled_from([b"1", b"1:2", b"x", b""]),
+)
+def test_kernels_and_messages_score_alike(
+    rows: int, slates: list[list[int]] | None, moods: list[str], batch: int, x: bytes
+) -> None:
+    """Whatever is asked and answered: the same calls, the same scores, the same errors."""
+    if slates is not None:
+        slates = [[index % rows for index in targets] for targets in slates]
+    seen = []
+    for reference in (False, True):
+        number = itertools.count()
+
+        def answer(body: bytes, number: Iterator[int] = number) -> Answer:
+            mood = moods[next(number) % len(moods)]
+            count = len(numbers_of(body))
+            if mood == "down":
+                return Answer(14, "down")
+            count = {"one row": 1, "other rows": count + 1}.get(mood, count)
+            good = raw_answer(out=("FP32", fp32(*(float(value) for value in range(count)))))
+            return Answer(body=good.body[:-1]) if mood == "broken" else good
+
+        plan = plan_of(
+            model(batch_size=batch, slate_component=slates is not None), reference_codecs=reference
+        )
+        xs = [x] + [str(row).encode() for row in range(1, rows)]
+        with matrix_pool() as slot:
+            got = Scored(plan, slot, rows, answer, slates, xs)
+            scores = got.raw("score") if slates is None else slate_values(plan, got.scoring, "score")
+            failed = got.failures if slates is None else got.slate_failures
+            seen.append((got.calls, got.rounds, scores, failed))
+    assert seen[0] == seen[1]
