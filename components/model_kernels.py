@@ -100,11 +100,13 @@ def _check_output(data, at, end, texts, outputs, number):
 
 
 @_callee
-def _find_outputs(data, at, end, texts, outputs, asked, places):
+def _find_outputs(data, texts, outputs, asked, places):
     """Finds the raw contents of all outputs in one ModelInferResponse; 0, or why it is left to the reference.
 
     places [outputs, 2]: where the contents begin, and how many rows they are.
     """
+    at = 0
+    end = data.shape[0]
     wanted = outputs.shape[0]
     heads = 0
     found = 0
@@ -205,7 +207,8 @@ def read_model_scores(
         asked = bounds[i + 1] - bounds[i]
         begin = ends[i - 1] if i else np.int64(0)
         end = ends[i] if ends.shape[0] else bodies.shape[0]
-        code = _find_outputs(bodies, begin, end, texts, outputs, asked, places)
+        answer = bodies[begin:end]
+        code = _find_outputs(answer, texts, outputs, asked, places)
         codes[i] = code
         if code < 0:
             bad += 1
@@ -219,12 +222,12 @@ def read_model_scores(
             for row in range(count):
                 place = ((first + row) * columns + column) * size
                 if size == 4:
-                    flat[place] = bodies[start]
-                    flat[place + 1] = bodies[start + 1]
-                    flat[place + 2] = bodies[start + 2]
-                    flat[place + 3] = bodies[start + 3]
+                    flat[place] = answer[start]
+                    flat[place + 1] = answer[start + 1]
+                    flat[place + 2] = answer[start + 2]
+                    flat[place + 3] = answer[start + 3]
                 else:
-                    _copy(bodies, start, size, flat, place)
+                    _copy(answer, start, size, flat, place)
                 states[first + row, column] = VALUE
                 start += step
     return bad
