@@ -43,7 +43,7 @@ sys.exit("indices are not checked")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full  # minutes, nearly all of them the compiler's
 def test_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
     environ = os.environ | {
         "NUMBA_BOUNDSCHECK": "1",
@@ -51,7 +51,7 @@ def test_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis"),
     }
     run = subprocess.run(
-        [sys.executable, "-c", CHECKED, *map(str, TESTS)],
+        [sys.executable, "-c", CHECKED, "--hypothesis-profile=thorough", *map(str, TESTS)],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
