@@ -7,18 +7,30 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from proto import onfs_pb2
 from tests.agent import Agent
 from tests.e2e.asking import POINT, RETRIEVE, config, failing, retrieve, score, write_models
 from tests.e2e.pod import Pod, UpstreamProcess
 from tests.frontdoor.process import PATIENCE, ROOT, eventually
+from tests.upstreams import FETCH
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = {"shop": config(), "down": config("fail_ranker")}
+
+def cached() -> bytes:
+    """A config whose features are cached."""
+    document = json.loads(config())
+    parts = document["component_config"]
+    parts["cache_enabled"] = parts["feature_components"][0]["comp_cache_enabled"] = True
+    return json.dumps(document).encode()
+
+
+CONFIGS = {"shop": config(), "down": config("fail_ranker"), "cached": cached()}
 SHOP, DOWN, RETRIEVED, WRONG = 40, 7, 5, 3
 """Requests of each kind."""
 ROWS, DOWN_ROWS, RETRIEVED_ROWS = 11, 4, 2
@@ -32,10 +44,14 @@ def agent() -> Iterator[Agent]:
 
 
 @pytest.fixture(scope="module")
-def pod(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
-    models = write_models(tmp_path_factory.mktemp("models"), CONFIGS)
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpstreamProcess]:
+    with UpstreamProcess(write_models(tmp_path_factory.mktemp("models"), CONFIGS)) as upstreams:
+        yield upstreams
+
+
+@pytest.fixture(scope="module")
+def pod(agent: Agent, upstreams: UpstreamProcess) -> Iterator[Pod]:
     with (
-        UpstreamProcess(models) as upstreams,
         Pod(
             CONFIGS,
             upstreams=upstreams.port,
@@ -115,7 +131,10 @@ def test_prometheus_counts_what_was_sent(pod: Pod) -> None:
 
 def test_prometheus_shows_every_process(pod: Pod) -> None:
     def all_are_there() -> bool:
-        return total(prometheus(pod)["inferflow_frontdoor_workers"], state="ready") == 2
+        found = prometheus(pod)  # each process publishes at its own moment
+        versions = [value for _, value in found["inferflow_config_version"]]
+        ready = total(found["inferflow_frontdoor_workers"], state="ready")
+        return ready == 2 and len(versions) == 3 and 0 not in versions
 
     eventually(all_are_there, "both workers are ready", pod.text)
     found = prometheus(pod)
@@ -124,7 +143,7 @@ def test_prometheus_shows_every_process(pod: Pod) -> None:
     versions = {labels["process"]: value for labels, value in found["inferflow_config_version"]}
     assert versions.keys() == {"config", "worker-0", "worker-1"}
     assert len(set(versions.values())) == 1
-    assert total(found["inferflow_config_keys"], state="active") == 2
+    assert total(found["inferflow_config_keys"], state="active") == len(CONFIGS)
     assert total(found["inferflow_upstream_connections"], state="ready") >= 1
     assert total(found["inferflow_worker_in_flight"]) == 0
     assert total(found["inferflow_slots_busy"]) == 0
@@ -161,7 +180,7 @@ def test_dogstatsd_counts_what_was_sent(pod: Pod, agent: Agent) -> None:
     assert agent.bad == []
 
 
-def test_status_counts_what_was_sent(pod: Pod) -> None:
+def status(pod: Pod) -> Any:
     run = subprocess.run(
         [sys.executable, "-m", "cli.main", "status", "--json"],
         cwd=pod.home,
@@ -170,7 +189,11 @@ def test_status_counts_what_was_sent(pod: Pod) -> None:
         check=True,
         timeout=PATIENCE,
     )
-    state = json.loads(run.stdout)
+    return json.loads(run.stdout)
+
+
+def test_status_counts_what_was_sent(pod: Pod) -> None:
+    state = status(pod)
     requests = state["requests"]
     assert (requests["total"], requests["failed"]) == (SHOP + DOWN + RETRIEVED + WRONG, WRONG)
     assert requests["rows"] == SHOP * ROWS + DOWN * DOWN_ROWS + RETRIEVED * RETRIEVED_ROWS
@@ -182,3 +205,27 @@ def test_status_counts_what_was_sent(pod: Pod) -> None:
     assert failed == {"onfs": (SHOP + DOWN + RETRIEVED, 0), "predator": (SHOP + DOWN + RETRIEVED, DOWN)}
     assert {process["state"] for process in state["processes"]} == {"up"}
     assert state["configs"]["active"] is not None
+
+
+def test_cached_reads_are_counted(pod: Pod, agent: Agent, upstreams: UpstreamProcess) -> None:
+    """The last test: it asks for more."""
+    upstreams.take_calls()
+    for _ in range(8):
+        pod.call(POINT, score("cached", ["a", "b", "c"]))
+    fetches = [call.request for call in upstreams.take_calls() if call.path == FETCH]
+    asked, missed = 8 * 3, sum(len(onfs_pb2.Query.FromString(body).keys) for body in fetches)
+    assert 3 <= missed < asked
+    labels = {"model": "cached", "component": "fetch"}
+    eventually(
+        lambda: total(prometheus(pod)["inferflow_cache_requests_total"], **labels) == asked,
+        "all reads are counted",
+        pod.text,
+    )
+    assert total(prometheus(pod)["inferflow_cache_misses_total"], **labels) == missed
+    tags = ("model-id:cached", "component-name:fetch")
+    name = "inferflow.component.inmemorycache"
+    eventually(lambda: agent.count(f"{name}.request.total", *tags) == asked, "the agent knows")
+    assert agent.count(f"{name}.miss", *tags) == missed
+    assert agent.count(f"{name}.request.miss.total", *tags) == missed
+    cache = status(pod)["cache"]
+    assert (cache["requests"], cache["hits"], cache["misses"]) == (asked, asked - missed, missed)
