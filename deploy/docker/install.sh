@@ -18,8 +18,17 @@ tar --exclude=__pycache__ --exclude='*.so' --exclude=native.json -cf - "${rooms[
 "${PYTHON:-python3}" -m venv "$prefix/venv"
 pip=$prefix/venv/bin/pip
 "$pip" install --quiet --no-compile --require-hashes -r requirements/base.txt
-# Still to come here, the request path compiled to C (`make build`): in "$prefix/app" with setup.py, by a virtualenv of
-# requirements/dev.txt: INFERFLOW_NATIVE=1 python setup.py build_ext --inplace
+if command -v cc > /dev/null; then
+    # The request path, compiled to C by a virtualenv that is thrown away.
+    builder=$(mktemp -d)
+    "${PYTHON:-python3}" -m venv "$builder"
+    "$builder/bin/pip" install --quiet --no-compile --require-hashes -r requirements/dev.txt
+    cp setup.py "$prefix/app"
+    (cd "$prefix/app" && INFERFLOW_NATIVE=1 "$builder/bin/python" setup.py -q build_ext --inplace --parallel 2)
+    rm -rf "$builder" "$prefix/app/build" "$prefix/app/.mypy_cache" "$prefix/app/setup.py"
+else
+    echo "no C compiler: the request path is not compiled and takes more CPU per request" >&2
+fi
 "$pip" install --quiet --no-deps -e "$prefix/app"
 
 # Byte code and kernels of everything that runs; nothing of it can be written later.
