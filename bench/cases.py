@@ -155,7 +155,7 @@ def _config(
             "predator_components": list(models),
             "numerix_components": list(expressions),
         },
-        "response_config": {"features": list(answer)},
+        "response_config": {"features": list(answer), "logging_perc": 100},  # of requests with a tracking id
     }
 
 

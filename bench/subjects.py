@@ -165,11 +165,16 @@ class Sitting:
     ) -> None:
         self._stack.close()
 
-    def service(self, *, threads: int = 0) -> Subject:
-        """A pod with one front door and one worker with so many executor threads. Raises StartError."""
-        name = f"service with {threads} threads"
+    def service(self, *, threads: int = 0, run: str = "", **settings: str) -> Subject:
+        """A pod with one front door and one worker with so many executor threads, and these settings.
+
+        `run` tells apart pods with as many threads. Raises StartError.
+        """
+        name = f"service with {threads} threads{f', {run}' if run else ''}"
         port = _free_port()
-        env = self._service_environment(f"s{threads}", port, INFERFLOW_EXECUTOR_THREADS=str(threads))
+        env = self._service_environment(
+            f"s{threads}{run}", port, INFERFLOW_EXECUTOR_THREADS=str(threads), **settings
+        )
         supervisor = self._start("cli.up", env=env)
         supervisor.wait(lambda: _not_ready(port), READY_SECONDS)
         processes = {supervisor.pid: "rest"} | _parts_of_pod(supervisor.pid)
