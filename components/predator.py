@@ -8,7 +8,6 @@ model in a request without slates is called over all rows, as its servers are us
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -163,6 +162,17 @@ class Predator:
     blocks: tuple[ScoreBlock, ...]
     for_slates: bool
     reference: bool  # use the reference codecs
+    _reader: _Reader | None = dataclasses.field(
+        init=False, repr=False, compare=False
+    )  # None: the reference's way
+    _wanted: tuple[tuple[str, DataType], ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_kernel = not self.reference and all(block.spec.width for block in self.blocks)
+        reader = _Reader(self.outputs, len(self.blocks)) if by_kernel else None
+        # Not cached properties: compiled, those are reckoned anew each time.
+        object.__setattr__(self, "_reader", reader)
+        object.__setattr__(self, "_wanted", tuple((output.name, output.data_type) for output in self.outputs))
 
     def run(self, scoring: Scoring) -> Steps:
         if not self.for_slates:
@@ -286,17 +296,6 @@ class Predator:
                 failed.append((number, error))
         scores.close(matrix)
         return failed
-
-    @functools.cached_property
-    def _reader(self) -> _Reader | None:
-        """The kernel's way; None when the reference is to be used."""
-        if self.reference or not all(block.spec.width for block in self.blocks):
-            return None
-        return _Reader(self.outputs, len(self.blocks))
-
-    @functools.cached_property
-    def _wanted(self) -> tuple[tuple[str, DataType], ...]:
-        return tuple((output.name, output.data_type) for output in self.outputs)
 
     def _answer(self, reply: Reply) -> list[bytes]:
         if reply.status:

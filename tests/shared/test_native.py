@@ -99,3 +99,9 @@ def test_nested_functions_do_not_call_each_other(name: str) -> None:
         for one in nested:
             used = {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}
             assert not used & {other.name for other in nested}, f"{name}: {outer.name}, {one.name}"
+
+
+@pytest.mark.parametrize("name", _compiled_modules())
+def test_no_property_is_cached(name: str) -> None:
+    """mypyc takes a cached property for a property: it is reckoned anew each time."""
+    assert "cached_property" not in (ROOT / name).read_text()
