@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import ssl
 from collections import OrderedDict
@@ -173,11 +174,7 @@ class Channel:
         """
         done: asyncio.Future[Reply] = self.loop.create_future()
 
-        def on_done(reply: Reply) -> None:
-            if not done.done():
-                done.set_result(reply)
-
-        call = self.start(self._prepared(path, metadata), body, timeout, on_done)
+        call = self.start(self._prepared(path, metadata), body, timeout, functools.partial(_settle, done))
         try:
             reply = await done
         except asyncio.CancelledError:
@@ -367,3 +364,8 @@ class Channel:
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._failure or "open"
         return f"<Channel {self.target} {state}, {len(self._queue)} calls wait, {list(self._endpoints.values())}>"
+
+
+def _settle(done: asyncio.Future[Reply], reply: Reply) -> None:
+    if not done.done():  # its caller may have been cancelled
+        done.set_result(reply)

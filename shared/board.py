@@ -103,9 +103,13 @@ S = TypeVar("S", Counter, Gauge, Histogram)
 class Board:
     """All series of one process. Series are begun on the thread of its loop."""
 
-    def __init__(self, process: str) -> None:
-        """`process`: its kind and number, as worker-0; the config and log sidecars have no number."""
+    def __init__(self, process: str, *, most: int = MAX_SERIES) -> None:
+        """`process`: its kind and number, as worker-0; the config and log sidecars have no number.
+
+        `most`: series that it keeps; those over it are counted as refused.
+        """
         self.process = process
+        self._most = most
         self._kind = process.partition("-")[0]
         self._series: dict[tuple[str, tuple[str, ...]], Series] = {}
         self._callbacks: list[Callable[[], None]] = []
@@ -156,7 +160,7 @@ class Board:
             if self._kind not in metric.processes:
                 raise ValueError(f"{metric.name} is not recorded by {self.process}, but {metric.processes}")
             found = kind(metric, tuple(labels))
-            if len(self._series) < MAX_SERIES:
+            if len(self._series) < self._most:
                 self._series[key] = found
             else:
                 self._refused.value += 1

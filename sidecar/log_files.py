@@ -61,6 +61,9 @@ class FileSink:
     def state(self) -> str:
         return self._trouble or f"{self.written} files written"
 
+    async def open(self) -> None:
+        """A file is begun when there is something to write."""
+
     async def send(self, message: Message, settle: Settle) -> None:
         self._gathered.append((message, settle))
         self._bytes += len(message.value)

@@ -32,7 +32,7 @@ LINGER_MS: Final = 5
 
 
 class KafkaSink:
-    """One producer. Finds its brokers when the first message comes, and waits for them as long as it takes."""
+    """One producer. Looks for its brokers at once, and waits for them as long as it takes."""
 
     def __init__(self, kafka: KafkaSettings, settings: LogSettings) -> None:
         self._kafka = kafka
@@ -49,8 +49,8 @@ class KafkaSink:
             return self._trouble
         return "connected" if self._producer is not None else "not connected yet"
 
-    async def connect(self) -> AIOKafkaProducer:
-        """The producer, as soon as a broker answers."""
+    async def open(self) -> None:
+        """Returns as soon as a broker answers."""
         wait = FIRST_WAIT
         while self._producer is None:
             producer = AIOKafkaProducer(**self._options())
@@ -68,12 +68,11 @@ class KafkaSink:
                 log.info("brokers found", extra={"topic": self._kafka.topic})
                 self._trouble = ""
                 self._producer = producer
-        return self._producer
 
     async def send(self, message: Message, settle: Settle) -> None:
-        producer = self._producer or await self.connect()
+        assert self._producer is not None, "open comes first"
         try:
-            delivery = await producer.send(self._kafka.topic, message.value, key=message.key)
+            delivery = await self._producer.send(self._kafka.topic, message.value, key=message.key)
         except KafkaError as error:
             self._failed(message, error, settle)
             return

@@ -42,7 +42,11 @@ Settle = Callable[[Message, str], None]
 
 
 class Sink(Protocol):
-    """Where messages go. `send` is called for one message at a time, in their order."""
+    """Where messages go. `open` is called first, `send` for one message at a time, in their order."""
+
+    async def open(self) -> None:
+        """Returns when messages can be sent; they wait meanwhile."""
+        ...
 
     async def send(self, message: Message, settle: Settle) -> None:
         """Takes a message, and waits while it can take none. `settle` is called later, or at once."""
@@ -104,6 +108,7 @@ class Sender:
 
     async def run(self) -> None:
         """Sends what is queued, in order; until it is cancelled."""
+        await self.sink.open()
         while True:
             while not self._queue:
                 self._news.clear()

@@ -28,13 +28,7 @@ class CallMeters:
     def begun(self, rows: int, on_done: Callable[[Reply], None]) -> Callable[[Reply], None]:
         """Counts a call that starts now, for `rows` rows. Returns `on_done`, which now also counts its end."""
         self.rows.value += rows
-        began = monotonic()
-
-        def ended(reply: Reply) -> None:
-            self.ended(reply.status, (monotonic() - began) * 1e3)
-            on_done(reply)
-
-        return ended
+        return _Timed(self, on_done).ended
 
     def ended(self, status: int, took: float) -> None:
         """Counts a call that ended after `took` ms."""
@@ -47,3 +41,18 @@ class CallMeters:
 
     def __repr__(self) -> str:
         return f"<CallMeters {self.latency!r}>"
+
+
+class _Timed:
+    """A call under way."""
+
+    __slots__ = ("_began", "_meters", "_on_done")
+
+    def __init__(self, meters: CallMeters, on_done: Callable[[Reply], None]) -> None:
+        self._meters = meters
+        self._on_done = on_done
+        self._began = monotonic()
+
+    def ended(self, reply: Reply) -> None:
+        self._meters.ended(reply.status, (monotonic() - self._began) * 1e3)
+        self._on_done(reply)

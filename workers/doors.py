@@ -7,6 +7,7 @@ front doors and workers can come and go in any order. Belongs to the I/O thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,9 @@ REQUEST_ID = b"inferflow-request-id"  # trailing metadata of every answer
 LOOK_SECONDS = 0.5
 FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
 MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
+
+
+_NONE = -1  # no request has this id
 
 
 class Ticket(Protocol):
@@ -68,6 +72,7 @@ class DoorLink(asyncio.Protocol):
             (Request, Cancel), doors.max_request_bytes + FRAME_OVERHEAD
         )
         self._tickets: dict[int, Ticket] = {}
+        self._at_once = _NONE  # a request that was answered while it was handed over
         self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
@@ -124,22 +129,18 @@ class DoorLink(asyncio.Protocol):
         if request.sent_us:
             self._doors.handover.observe(monotonic() * 1e3 - request.sent_us * 1e-3)
         deadline = loop.time() + request.deadline_us / 1e6 if request.deadline_us else None
-        answered = False
-
-        def answer(outcome: Answered) -> None:
-            nonlocal answered
-            answered = True
-            self._tickets.pop(request.id, None)
-            self._answer(request.id, outcome)
-            self._doors.answered()
-
+        answer = functools.partial(self._answer, request.id)
         ticket = self._doors.service.handle(
             request.method, dict(request.metadata), request.body, deadline, answer
         )
-        if not answered:
+        if self._at_once == request.id:
+            self._at_once = _NONE
+        else:
             self._tickets[request.id] = ticket
 
     def _answer(self, request_id: int, outcome: Answered) -> None:
+        if self._tickets.pop(request_id, None) is None:
+            self._at_once = request_id  # before there is a ticket
         self._write(
             answer_head(
                 request_id,
@@ -151,6 +152,7 @@ class DoorLink(asyncio.Protocol):
         )
         if outcome.body:
             self._out.append(outcome.body)
+        self._doors.answered()
 
     def _write(self, data: bytes) -> None:
         # Answers of one turn of the loop leave in one write.

@@ -6,6 +6,7 @@ Everything a client can get wrong is found here, before a component runs: each e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -67,11 +68,17 @@ def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
     placed, rest = _placed(body, POINT_WISE_TARGETS, reading)
     request = _parsed(predict_pb2.PointWiseRequest, body, rest)
     targets = placed.targets if placed else _MessageTargets(request.targets)
-
-    def bring(plan: Plan) -> Brought:
-        return Brought(targets.rows, _predict_columns(plan, request, targets, reading), body=targets.body)
-
+    bring = functools.partial(_bring_targets, request, targets, reading)
     return Inquiry(request.model_config_id, request.tracking_id, bring)
+
+
+def _bring_targets(
+    request: predict_pb2.PointWiseRequest,
+    targets: _MessageTargets | _PlacedTargets,
+    reading: Reading,
+    plan: Plan,
+) -> Brought:
+    return Brought(targets.rows, _predict_columns(plan, request, targets, reading), body=targets.body)
 
 
 def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
@@ -97,35 +104,45 @@ def _in_slates(
     schema: Schema,
     reading: Reading,
 ) -> Inquiry:
-    def bring(plan: Plan) -> Brought:
-        columns = _predict_columns(plan, request, targets, reading)
-        rows, bounds = slates.named()
-        if len(bounds) == 1:
-            raise BadRequest(f"{slates.unit}s is empty: at least one {slates.unit} is needed")
-        outside = np.flatnonzero((rows < 0) | (rows >= targets.rows))
-        if len(outside):
-            place = int(outside[0])
-            raise _wrong_index(slates.unit, bounds, place, int(rows[place]), targets.rows)
-        own = _slate_columns(request, schema, slates, reading)
-        return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
-
+    bring = functools.partial(_bring_slates, request, targets, slates, schema, reading)
     return Inquiry(request.model_config_id, request.tracking_id, bring)
+
+
+def _bring_slates(
+    request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
+    targets: _MessageTargets | _PlacedTargets,
+    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
+    schema: Schema,
+    reading: Reading,
+    plan: Plan,
+) -> Brought:
+    columns = _predict_columns(plan, request, targets, reading)
+    rows, bounds = slates.named()
+    if len(bounds) == 1:
+        raise BadRequest(f"{slates.unit}s is empty: at least one {slates.unit} is needed")
+    outside = np.flatnonzero((rows < 0) | (rows >= targets.rows))
+    if len(outside):
+        place = int(outside[0])
+        raise _wrong_index(slates.unit, bounds, place, int(rows[place]), targets.rows)
+    own = _slate_columns(request, schema, slates, reading)
+    return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
 
 
 def _retrieve(body: bytes, metadata: Metadata, _: Reading) -> Inquiry:
     request = _parsed(inferflow_pb2.InferflowRequestProto, body)
-
-    def bring(plan: Plan) -> Brought:
-        columns = list(_entity_columns(request.entities))
-        present = {column.name for column in columns}
-        added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
-        columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
-        if not _good_names(plan, [column.name for column in columns]):
-            places = [(name, f"metadata {key.decode()!r}") for key, name in added]
-            _check_names(plan, [*_entity_places(request.entities), *places])
-        return Brought(len(request.entities[0].ids), columns)
-
+    bring = functools.partial(_bring_entities, request, metadata)
     return Inquiry(request.model_config_id, request.tracking_id, bring)
+
+
+def _bring_entities(request: inferflow_pb2.InferflowRequestProto, metadata: Metadata, plan: Plan) -> Brought:
+    columns = list(_entity_columns(request.entities))
+    present = {column.name for column in columns}
+    added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
+    columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
+    if not _good_names(plan, [column.name for column in columns]):
+        places = [(name, f"metadata {key.decode()!r}") for key, name in added]
+        _check_names(plan, [*_entity_places(request.entities), *places])
+    return Brought(len(request.entities[0].ids), columns)
 
 
 ADAPTERS: tuple[Adapter, ...] = (_retrieve, _point_wise, _pair_wise, _slate_wise)

@@ -35,6 +35,7 @@ from rpc.status import Status
 from shared.board import Board
 from shared.metrics import MODES, SPANS
 from shared.settings import Settings
+from workers.coalescing import Coalescing
 from workers.upstreams import ChannelEndpoint
 
 __all__ = ["RequestTrace", "Tracing", "parent_of"]
@@ -158,10 +159,14 @@ class RequestTrace:
         self._tracing.end(self._components.pop(number))
 
     def endpoint(self, number: int, endpoint: Endpoint) -> Endpoint:
-        """The endpoint as this component is to call it: each call has a span, and tells it to the upstream."""
-        if not isinstance(endpoint, ChannelEndpoint):
+        """The endpoint as this component is to call it: each call has a span, and tells it to the upstream.
+
+        A traced request shares no calls: the upstream is told of one span.
+        """
+        direct = endpoint.endpoint if isinstance(endpoint, Coalescing) else endpoint
+        if not isinstance(direct, ChannelEndpoint):
             return endpoint  # it leads nowhere that could be told
-        return _TracedEndpoint(self._tracing, self._components[number], endpoint)
+        return _TracedEndpoint(self._tracing, self._components[number], direct)
 
     def finish(self, status: Status, message: str = "") -> None:
         """The request is answered. Components that were given up end with it."""

@@ -99,6 +99,9 @@ class CollectingSink:
         self.holding = False
         self.closed = False
 
+    async def open(self) -> None:
+        """It is ready."""
+
     async def send(self, message: Message, settle: Settle) -> None:
         self.messages.append(message)
         if self.holding:

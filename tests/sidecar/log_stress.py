@@ -40,6 +40,9 @@ class LookingSink:
         with tally.open("r+b") as file:
             self._tally = memoryview(mmap.mmap(file.fileno(), 4096)).cast("Q")
 
+    async def open(self) -> None:
+        """It is ready."""
+
     async def send(self, message: Message, settle: Settle) -> None:
         rows = rows_of(message.value)
         mark, _, first = rows[0][0].partition("-")

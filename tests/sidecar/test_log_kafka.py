@@ -54,6 +54,7 @@ def test_acknowledged_messages_are_in_the_topic_and_a_key_has_one_partition(brok
 
     async def run() -> None:
         deliveries = Deliveries(KafkaSink(kafka(broker, "delivered"), LogSettings()))
+        await deliveries.sink.open()
         for number, value in enumerate(values):
             await deliveries.send(value, b"key %d" % (number % 7))
         await deliveries.settled(len(values))
@@ -77,6 +78,7 @@ def test_a_large_message_gets_through_and_a_larger_one_is_refused(broker: str) -
 
     async def run() -> None:
         deliveries = Deliveries(KafkaSink(kafka(broker, "large"), LogSettings(message_bytes=100_000)))
+        await deliveries.sink.open()
         await deliveries.send(bytes(100_000), b"k" * 40)
         await deliveries.send(bytes(102_000))
         await deliveries.settled(2)
@@ -92,13 +94,12 @@ def test_a_large_message_gets_through_and_a_larger_one_is_refused(broker: str) -
 def test_it_waits_for_a_broker(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         sink = KafkaSink(kafka(f"127.0.0.1:{free_port()}"), LogSettings(delivery_s=1))
-        deliveries = Deliveries(sink)
-        sending = asyncio.create_task(deliveries.send(b"x"))
+        opening = asyncio.create_task(sink.open())
         async with asyncio.timeout(PATIENCE):
             while "no broker answers" not in sink.state:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.01)
-        sending.cancel()
-        await asyncio.wait([sending])
+        opening.cancel()
+        await asyncio.wait([opening])
         await sink.close()
 
     asyncio.run(run())
@@ -111,6 +112,7 @@ def test_a_broker_that_goes_away_costs_messages_after_the_delivery_time() -> Non
     async def run() -> None:
         with mock_broker() as address:
             deliveries = Deliveries(KafkaSink(kafka(address), LogSettings(delivery_s=1)))
+            await deliveries.sink.open()
             await deliveries.send(b"first")
             await deliveries.settled(1)
         await deliveries.send(b"second")

@@ -22,6 +22,9 @@ class ScriptedSink:
         self.fails = False
         self.closed = False
 
+    async def open(self) -> None:
+        """It is ready."""
+
     async def send(self, message: Message, settle: Settle) -> None:
         await self.gate.wait()
         if self.fails:

@@ -55,7 +55,7 @@ class World:
         self.text = config_of(percentage)
         self.service = InProcess({"shop": self.text}, answers)
         handover = Handover(cast(LogLink, self.offers), datetime.UTC)
-        self.service.service._inference_log = handover
+        self.service.service.inference_log = handover
 
     def point(self, tracking_id: str = "t", **metadata: str) -> Any:
         request = predict_pb2.PointWiseRequest(
