@@ -589,6 +589,7 @@ def main() -> None:
         settings = Settings.from_env(os.environ)
         process.die_with_parent(settings.supervisor_pid)
         process.name("config sidecar")
+        process.behind_requests()
         logs.configure("config", settings.log_level)
         uvloop.run(_serve(settings))
     except (SettingsError, RunDirError) as error:

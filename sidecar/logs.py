@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import signal
-from typing import Final
 
 import uvloop
 
@@ -26,8 +25,6 @@ __all__ = ["main"]
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-NICE: Final = 5
-"""On a full machine requests go first."""
 
 
 async def _serve(settings: Settings) -> None:
@@ -63,7 +60,7 @@ def main() -> None:
         settings = Settings.from_env(os.environ)
         process.die_with_parent(settings.supervisor_pid)
         process.name("log sidecar")
-        os.nice(NICE)
+        process.behind_requests()
         logs.configure("logs", settings.log_level)
         uvloop.run(_serve(settings))
     except (SettingsError, RunDirError) as error:

@@ -174,6 +174,8 @@ def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
         *("inferflow: config sidecar", "inferflow: log sidecar"),
         *("inferflow: worker 0", "inferflow: frontdoor 0"),
     }
+    behind = {title for title, pid in children.items() if os.getpriority(os.PRIO_PROCESS, pid) > 0}
+    assert behind == {"inferflow: config sidecar", "inferflow: log sidecar"}
     os.kill(children["inferflow: worker 0"], signal.SIGKILL)
     eventually(lambda: gone(children["inferflow: worker 0"]), "the worker has ended")
     eventually(lambda: not up.ready(), "its loss shows")
