@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shared import logs
 from shared.board import Board
@@ -29,7 +29,9 @@ from shared.metrics import (
     PROCESS_START,
 )
 from shared.settings import Settings
-from shared.statsd import StatsdSender
+
+if TYPE_CHECKING:
+    from shared.statsd import StatsdSender
 
 __all__ = ["Publisher", "VersionMeter"]
 
@@ -72,8 +74,7 @@ class Publisher:
         self._board = board
         self._started = time.time()
         self._file = BoardFile(Path(settings.run_dir).absolute(), board.process)
-        sends = settings.statsd.host or settings.statsd.socket
-        self._statsd = StatsdSender(settings, board) if sends else None
+        self._statsd = _statsd_sender(settings, board)
         self._lag = board.histogram(LOOP_LAG)
         self._due = 0.0
         self._ticks = 0
@@ -157,3 +158,12 @@ class Publisher:
             self._failed = True
         else:
             self._failed = False
+
+
+def _statsd_sender(settings: Settings, board: Board) -> StatsdSender | None:
+    """None when no agent is configured: then a process is spared the time that its client takes to import."""
+    if not (settings.statsd.host or settings.statsd.socket):
+        return None
+    from shared.statsd import StatsdSender
+
+    return StatsdSender(settings, board)

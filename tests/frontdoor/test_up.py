@@ -174,6 +174,8 @@ def test_a_pod_starts_heals_and_stops_without_a_trace(up: Up) -> None:
         *("inferflow: config sidecar", "inferflow: log sidecar"),
         *("inferflow: worker 0", "inferflow: frontdoor 0"),
     }
+    threads = len(os.listdir(f"/proc/{children['inferflow: worker 0']}/task"))
+    assert threads <= 3, "the loop's, the publisher's, the executor's: none for linear algebra"
     behind = {title for title, pid in children.items() if os.getpriority(os.PRIO_PROCESS, pid) > 0}
     assert behind == {"inferflow: config sidecar", "inferflow: log sidecar"}
     os.kill(children["inferflow: worker 0"], signal.SIGKILL)
