@@ -122,11 +122,8 @@ class Lines:
         self._arena = arena = slot.allocate(shape.size)
         arena[shape.states_at :] = ABSENT
         self._blocks: list[tuple[int, CellBlock]] = []
-        for (number, width, start, stop), (first, last, columns) in zip(
-            shape.cells, shape.states, strict=False
-        ):
-            states = arena[first:last].reshape(count, columns)
-            self._blocks.append((number, CellBlock(arena[start:stop], states, width)))
+        for (number, width, start, _), (first, _, columns) in zip(shape.cells, shape.states, strict=False):
+            self._blocks.append((number, CellBlock(arena, count, columns, width, start, first)))
         self._var: VarBlock | None = None
         if layout.variable is not None:
             first, last, columns = shape.states[-1]

@@ -192,13 +192,16 @@ class _Writer:
         for number, block in enumerate(matrix.blocks):
             if block is None:
                 continue
-            lines, columns = block.states.shape
             index = _NONE if block.index is None else self.place(block.index)
             if isinstance(block, CellBlock):
                 odd = [(*place, value) for place, value in block.odd.items()] if block.odd else []
-                cells, states = address(block.flat), address(block.states)
-                written.append(_Cells(number, block.width, lines, columns, cells, states, index, odd))
+                heap = self.heap(block.heap)
+                cells, states = heap + block.cells_at, heap + block.states_at
+                written.append(
+                    _Cells(number, block.width, block.lines, block.columns, cells, states, index, odd)
+                )
             else:
+                lines, columns = block.states.shape
                 starts, sizes, states = address(block.starts), address(block.sizes), address(block.states)
                 heap = self.heap(block.heap)
                 written.append(
@@ -332,10 +335,11 @@ class _Reader:
         return matrix
 
     def _cells(self, head: _Cells, rows: int) -> CellBlock:
-        shape = head.lines, head.columns
-        states = self._segments.find(head.states, head.lines * head.columns).reshape(shape)
-        flat = self._segments.find(head.cells, head.lines * head.columns * head.width)
-        block = CellBlock(flat, states, head.width)
+        count = head.lines * head.columns
+        start = min(head.cells, head.states)
+        stop = max(head.cells + count * head.width, head.states + count)
+        heap = self._segments.find(start, stop - start if count else 0)
+        block = CellBlock(heap, head.lines, head.columns, head.width, head.cells - start, head.states - start)
         block.index = self._index(head.index, rows, head.lines)
         block.odd = {(line, column): value for line, column, value in head.odd}
         return block

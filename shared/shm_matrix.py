@@ -395,31 +395,64 @@ class TypedColumn:
 class CellBlock:
     """Fixed-width cells of one component: `cells` [lines, columns, width], `states` [lines, columns], uint8.
 
-    `flat` is `cells` in one dimension. `index` (int32 [rows]) says which line a row shows, -1 for none (then all
-    its cells are ABSENT); None: line = row.
+    Both lie in `heap`, memory of the slot: kernels take it with `cells_at` and `states_at`, where they begin, and
+    the arrays are views that are made when somebody asks for them; `flat` is `cells` in one dimension. `index`
+    (int32 [rows]) says which line a row shows, -1 for none (then all its cells are ABSENT); None: line = row.
     """
 
-    __slots__ = ("flat", "index", "odd", "states", "width")
+    __slots__ = (
+        "_flat", "_states", "cells_at", "columns", "heap", "index", "lines", "odd", "states_at", "width",
+    )  # fmt: skip
 
-    def __init__(self, flat: Bytes, states: Bytes, width: int) -> None:
-        """A block over memory of the slot: `flat` [lines × columns × width], `states` [lines, columns]."""
-        self.flat = flat
+    def __init__(
+        self, heap: Bytes, lines: int, columns: int, width: int, cells_at: int, states_at: int
+    ) -> None:
+        """A block over memory that has room for it."""
+        self.heap = heap
+        self.lines = lines
+        self.columns = columns
         self.width = width
-        self.states = states
+        self.cells_at = cells_at
+        self.states_at = states_at
         self.index: Rows | None = None
         self.odd: dict[tuple[int, int], bytes] = {}  # (line, column) → the value of an ODD cell
+        self._flat: Bytes | None = None
+        self._states: Bytes | None = None
+
+    @classmethod
+    def unwritten(cls, slot: Slot, lines: int, columns: int, width: int) -> CellBlock:
+        """A block whose states are garbage until a kernel has written every one. Raises MatrixFull."""
+        cells = lines * columns
+        heap, at = slot.place(cells * (width + 1))
+        return cls(heap, lines, columns, width, at, at + cells * width)
 
     @classmethod
     def empty(cls, slot: Slot, lines: int, columns: int, width: int) -> CellBlock:
-        """A block in which all cells are ABSENT."""
-        arena = slot.allocate(lines * columns * (width + 1))
-        size = lines * columns * width
-        arena[size:] = ABSENT
-        return cls(arena[:size], arena[size:].reshape(lines, columns), width)
+        """A block in which all cells are ABSENT. Raises MatrixFull."""
+        block = cls.unwritten(slot, lines, columns, width)
+        block.heap[block.states_at : block.states_at + lines * columns] = ABSENT
+        return block
+
+    @property
+    def flat(self) -> Bytes:
+        flat = self._flat
+        if flat is None:
+            size = self.lines * self.columns * self.width
+            flat = self._flat = self.heap[self.cells_at : self.cells_at + size]
+        return flat
+
+    @property
+    def states(self) -> Bytes:
+        states = self._states
+        if states is None:
+            size = self.lines * self.columns
+            flat = self.heap[self.states_at : self.states_at + size]
+            states = self._states = flat.reshape(self.lines, self.columns)
+        return states
 
     @property
     def cells(self) -> Bytes:
-        return self.flat.reshape(*self.states.shape, self.width)
+        return self.flat.reshape(self.lines, self.columns, self.width)
 
     def put(self, line: int, column: int, value: bytes) -> None:
         """Writes one cell from the bytes an upstream answered."""
@@ -438,7 +471,7 @@ class CellBlock:
 
     def line_values(self, column: int, lines: Rows) -> list[bytes]:
         """Raw bytes of one column for block lines (-1: none)."""
-        if not len(self.states):
+        if not self.lines:
             return [b""] * len(lines)
         states = np.where(lines >= 0, self.states[lines, column], ABSENT).tolist()
         width = self.width

@@ -320,7 +320,7 @@ def test_everything_said_beside_the_values() -> None:
 def test_a_torn_matrix_is_refused_or_read_within_its_memory(seed: int, data: st.DataObject) -> None:
     made = make(seed, ["FP32", "INT64", "String", "FP32Vector"], rows=5)
     wild = st.integers(-(2**31), 2**31 - 1) | st.integers(-3, 70_000)
-    for block in made.matrix.blocks:
+    for number, block in enumerate(made.matrix.blocks):
         if isinstance(block, VarBlock):
             torn = np.array(data.draw(st.lists(wild, min_size=2, max_size=2)))
             block.starts = block.starts.copy()
@@ -330,7 +330,11 @@ def test_a_torn_matrix_is_refused_or_read_within_its_memory(seed: int, data: st.
             block.index = block.index.copy()
             block.index[0] = data.draw(wild)
         if isinstance(block, CellBlock) and data.draw(st.booleans()):
-            block.flat = block.flat[: data.draw(st.integers(0, len(block.flat)))]
+            cut = block.flat[: data.draw(st.integers(0, len(block.flat)))]
+            heap = np.concatenate((block.states.ravel(), cut))
+            torn_block = CellBlock(heap, block.lines, block.columns, block.width, block.states.size, 0)
+            torn_block.index = block.index
+            made.matrix.blocks[number] = torn_block
     text = next(text for text in made.matrix.texts if text is not None)
     text.starts = text.starts.copy()
     text.starts[0] = data.draw(wild)
