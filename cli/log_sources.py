@@ -35,8 +35,10 @@ def from_files(paths: Iterable[Path]) -> Iterator[bytes]:
     """
     for path in paths:
         if path.is_dir():
-            # Hidden ones are being written.
-            yield from from_files(one for one in sorted(path.rglob("*.parquet")) if one.name[0] != ".")
+            # Hidden ones are being written; one that goes meanwhile is one that is no longer kept.
+            for one in sorted(path.rglob("*.parquet")):
+                if one.name[0] != "." and one.exists():
+                    yield from _from_file(one)
         else:
             yield from _from_file(path)
 

@@ -1,13 +1,15 @@
 """What this front door says of itself: over HTTP/1.1 to probes, over grpc.health.v1 to clients.
 
 Alive (`GET /health/self`) is not ready (`GET /health/ready`, and SERVING): ready needs a worker that is, with
-an active config version, and ends with the first moment of a drain.
+an active config version, and ends with the first moment of a drain. The detail also tells what became of the rows
+of the inference log, as the log sidecar has published it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import orjson
 
@@ -15,16 +17,19 @@ from frontdoor.door import FrontDoor
 from rpc.health import Health
 from rpc.server import HttpHandler, HttpRequest, HttpResponse
 from shared import crashes
+from shared.board_file import Published, read_board
+from shared.metrics import LOG_DROPPED, LOG_ROWS
 
 __all__ = ["Readiness"]
 
+_LOG_SIDECAR: Final = "log"  # the name of its board
 _JSON = "application/json"
 
 
 class Readiness:
     """Follows the workers of `door` and keeps `health` in step, for the whole server and for `services`.
 
-    `run_dir`: where supervisord keeps the books of crashes.
+    `run_dir`: where supervisord keeps the books of crashes, and the log sidecar its board.
     """
 
     def __init__(self, door: FrontDoor, health: Health, services: tuple[str, ...], run_dir: Path) -> None:
@@ -33,6 +38,7 @@ class Readiness:
         self._services = ("", *services)
         self._draining = False
         self._run_dir = run_dir
+        self._logs: dict[str, object] = {}
         door.on_readiness = self.update
         self.update()
 
@@ -71,7 +77,23 @@ class Readiness:
         notices = [*dispatcher.notices(), *loops]
         if notices:
             detail["notice"] = "; ".join(notices)
+        board = read_board(self._run_dir, _LOG_SIDECAR)
+        if board is not None:  # else it is being written: what was told last is a second old
+            self._logs = _logs(board)
+        if self._logs:
+            detail["logs"] = self._logs
         return _json(detail, 200)
+
+
+def _logs(board: Published) -> dict[str, object]:
+    """Rows of the inference log by what became of them; empty when nothing is logged."""
+    rows = {record.labels[0]: int(record.value) for record in board.records if record.metric is LOG_ROWS}
+    if not rows:
+        return {}
+    dropped = {
+        record.labels[0]: int(record.value) for record in board.records if record.metric is LOG_DROPPED
+    }
+    return {**rows, "dropped": dropped}
 
 
 def _alive(_request: HttpRequest) -> HttpResponse:

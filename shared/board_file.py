@@ -28,6 +28,7 @@ __all__ = [
     "Published",
     "Record",
     "encode",
+    "read_board",
     "read_boards",
     "remove_boards",
 ]
@@ -141,6 +142,11 @@ def read_boards(run_dir: Path) -> list[Published]:
     return [one for one in found if one is not None]
 
 
+def read_board(run_dir: Path, process: str) -> Published | None:
+    """What this process has published; None: nothing, or it is being written in this moment. Never waits."""
+    return _decode(run_dir / f"{_PREFIX}{process}")
+
+
 def remove_boards(run_dir: Path) -> None:
     """Removes what a pod left behind that was killed as a whole. Before any process of a new one starts."""
     for path in run_dir.glob(f"{_PREFIX}*"):
@@ -150,18 +156,25 @@ def remove_boards(run_dir: Path) -> None:
 def _read(path: Path) -> Published | None:
     """None: nothing was ever written, or it has gone."""
     for _ in range(_ATTEMPTS):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if len(data) < _HEAD.size:
-            return None
-        length, checksum = _HEAD.unpack_from(data)
-        payload = data[_HEAD.size : _HEAD.size + length]
-        if len(payload) == length and zlib.crc32(payload) == checksum:
-            return _published(orjson.loads(payload))
+        found = _decode(path)
+        if found is not None or not path.exists():
+            return found
         time.sleep(_PAUSE)  # it is being written
     return None
+
+
+def _decode(path: Path) -> Published | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < _HEAD.size:
+        return None
+    length, checksum = _HEAD.unpack_from(data)
+    payload = data[_HEAD.size : _HEAD.size + length]
+    if len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return _published(orjson.loads(payload))
 
 
 def _published(document: Mapping[str, Any]) -> Published:

@@ -426,6 +426,12 @@ LOG_DROPPED: Final = _counter(
     "Rows of the inference log that were given up so that no request waits, by reason.",
     unit="rows",
 )
+LOG_FILES_DELETED: Final = _counter(
+    "inferflow_log_files_deleted_total",
+    "log",
+    "reason",
+    "Files of the inference log that were deleted as the settings say: for their age, or for the size of all.",
+)
 LOG_QUEUED: Final = _gauge("inferflow_log_queued", "log", "", "Messages that wait for the broker.")
 LOG_QUEUED_BYTES: Final = _gauge("inferflow_log_queued_bytes", "log", "", "Their size.", unit="bytes")
 

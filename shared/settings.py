@@ -501,6 +501,22 @@ class LogSettings:
             "INFERFLOW_LOG_FILE_SECONDS", _decimal(0.1, 86_400, "s"), "Longest time until a file is written."
         ),
     )
+    keep_bytes: int = field(
+        default=0,
+        metadata=env(
+            "INFERFLOW_LOG_KEEP_BYTES",
+            _size(0, 1024 * 1024 * GIB),
+            "Of such files; when there are more, the oldest are deleted, and counted. 0: none is for its size.",
+        ),
+    )
+    keep_days: float = field(
+        default=0.0,
+        metadata=env(
+            "INFERFLOW_LOG_KEEP_DAYS",
+            _decimal(0, 36_500, "days"),
+            "Such files that are older are deleted, and counted. 0: none is for its age.",
+        ),
+    )
     lent_bytes: int = field(
         default=64 * MIB,
         metadata=env(

@@ -1,34 +1,41 @@
 """Inference logs as Parquet files in a directory, for machines without a Kafka.
 
 Each row of a file is one message, as it would stand in the topic. A file gets its name when it is whole and on
-disk: until then its rows are not acknowledged, and a crash leaves nothing but a hidden scratch file.
+disk: until then its rows are not acknowledged, and a crash leaves nothing but a hidden scratch file. Files that are
+older, or together larger, than the settings allow are deleted, the oldest first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import itertools
 import logging
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.board import Board
+from shared.metrics import LOG_FILES_DELETED
 from shared.saved import replace_file
 from shared.settings import LogSettings
 from sidecar.log_queue import ACCEPTED, Message, Settle
 
-__all__ = ["SCHEMA", "FileSink", "remove_stale", "warm_up"]
+__all__ = ["SCHEMA", "FileSink", "Outdated", "outdated", "remove_stale", "warm_up"]
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
 STALE_SECONDS: Final = 600.0
 """A scratch file that has not been written to for so long is of a process that was killed."""
+TIDY_SECONDS: Final = 10.0
+"""Between two looks for files that are not to be kept."""
+DAY: Final = 86_400.0  # seconds
 SCHEMA: Final = pa.schema(
     [
         pa.field("value", pa.binary(), nullable=False),  # KafkaRequest, see proto/inference_log.proto
@@ -41,9 +48,12 @@ SCHEMA: Final = pa.schema(
 class FileSink:
     """Gathers messages and writes them, whenever there are enough of them or some have waited enough."""
 
-    def __init__(self, directory: Path, settings: LogSettings) -> None:
+    def __init__(self, directory: Path, settings: LogSettings, board: Board) -> None:
+        """`board`: where files that are deleted are counted."""
         self.written = 0
         """Files."""
+        self.deleted = 0
+        """Files that were not to be kept, whoever had written them."""
         self._directory = directory
         self._settings = settings
         self._gathered: list[tuple[Message, Settle]] = []
@@ -51,6 +61,8 @@ class FileSink:
         self._writing = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._late: asyncio.Task[None] | None = None
+        self._board = board
+        self._tidying: asyncio.Task[None] | None = None
         self._trouble = ""
         self._numbers = itertools.count(1)
 
@@ -59,10 +71,13 @@ class FileSink:
 
     @property
     def state(self) -> str:
-        return self._trouble or f"{self.written} files written"
+        deleted = f", {self.deleted} old ones deleted" if self.deleted else ""
+        return self._trouble or f"{self.written} files written{deleted}"
 
     async def open(self) -> None:
-        """A file is begun when there is something to write."""
+        """A file is begun when there is something to write; old ones go from now on."""
+        if self._settings.keep_bytes or self._settings.keep_days:
+            self._tidying = asyncio.create_task(self._tidy())
 
     async def send(self, message: Message, settle: Settle) -> None:
         self._gathered.append((message, settle))
@@ -76,6 +91,8 @@ class FileSink:
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._tidying is not None:
+            self._tidying.cancel()
         await self._write()
 
     def _waited(self) -> None:
@@ -111,6 +128,21 @@ class FileSink:
                 self.written += 1
                 return ACCEPTED
 
+    async def _tidy(self) -> None:
+        """Deletes what is not to be kept, again and again."""
+        while True:
+            try:
+                for one in await asyncio.to_thread(outdated, self._directory, self._settings, time.time()):
+                    if await asyncio.to_thread(_delete, one.path):
+                        self.deleted += 1
+                        self._board.counter(LOG_FILES_DELETED, one.reason).value += 1
+                        fields = {"file": str(one.path), "bytes": one.bytes, "reason": one.reason}
+                        log.info("file of the inference log deleted", extra=fields)
+            except OSError as error:
+                fields = {"directory": str(self._directory), "reason": str(error)}
+                log.error("old files of the inference log cannot be deleted", extra=fields)
+            await asyncio.sleep(TIDY_SECONDS)
+
     def _next_path(self) -> Path:
         moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
         return self._directory / f"inferflow-{moment}-{os.getpid()}-{next(self._numbers):06d}.parquet"
@@ -133,6 +165,48 @@ def _write(path: Path, messages: list[Message]) -> None:
         pa.table(columns, SCHEMA), out, compression="zstd", use_dictionary=False, write_statistics=False
     )
     replace_file(path, [out.getvalue()])
+
+
+class Outdated(NamedTuple):
+    """A file that is not to be kept any more."""
+
+    path: Path
+    bytes: int
+    reason: str
+    """`age` or `size`."""
+
+
+def outdated(directory: Path, settings: LogSettings, now: float) -> list[Outdated]:
+    """The files to be deleted at `now` (Unix time), the oldest first. Raises OSError.
+
+    The newest one is deleted for its age only: one that is larger than all may be together would never be seen.
+    """
+    found = []
+    for path in directory.glob("inferflow-*.parquet"):
+        with contextlib.suppress(FileNotFoundError):  # another pod that writes here was faster
+            status = path.stat()
+            found.append((status.st_mtime, path, status.st_size))
+    found.sort()
+    total = sum(size for _, _, size in found)
+    old = []
+    for place, (written, path, size) in enumerate(found, 1):
+        if settings.keep_days and now - written > settings.keep_days * DAY:
+            old.append(Outdated(path, size, "age"))
+        elif settings.keep_bytes and total > settings.keep_bytes and place < len(found):
+            old.append(Outdated(path, size, "size"))
+        else:
+            break
+        total -= size
+    return old
+
+
+def _delete(path: Path) -> bool:
+    """Whether it was there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def warm_up() -> None:

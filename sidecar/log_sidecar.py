@@ -303,8 +303,11 @@ def _shown(books: Books) -> dict[str, Any]:
     return {**books._asdict(), "held": books.held}
 
 
-def open_sink(settings: Settings) -> Sink:
-    """Where `settings.logs_to` says. Raises OSError when the directory for files cannot be used."""
+def open_sink(settings: Settings, board: Board) -> Sink:
+    """Where `settings.logs_to` says. `board` is where a sink counts what is not about messages.
+
+    Raises OSError when the directory for files cannot be used.
+    """
     warm_up()
     if settings.logs_to == "kafka":
         # The client tells of each attempt, ten times a second; the sink tells what it comes to.
@@ -314,4 +317,4 @@ def open_sink(settings: Settings) -> Sink:
     assert directory is not None  # logs_to says so
     directory.mkdir(parents=True, exist_ok=True)
     remove_stale(directory)
-    return FileSink(directory, settings.log)
+    return FileSink(directory, settings.log, board)

@@ -40,7 +40,7 @@ async def _serve(settings: Settings) -> None:
         # Not at the top: encoders and clients cost a second and 100 MB, which a pod without logs need not pay.
         from sidecar.log_sidecar import SOCKET, LogSidecar, open_sink
 
-        sink = open_sink(settings)  # before anybody can connect: it takes a while
+        sink = open_sink(settings, board)  # before anybody can connect: it takes a while
         listener = UnixListener(private_directory(settings.run_dir) / SOCKET)
         sidecar = LogSidecar(loop, listener, sink, settings)
         board.before_publishing(lambda: sidecar.show(board))

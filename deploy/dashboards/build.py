@@ -146,6 +146,7 @@ SECTIONS = (
             Panel("Rows offered, and acknowledged", "inferflow_log_rows_total", ("state",)),
             Panel("Rows dropped", "inferflow_log_dropped_total", ("reason",)),
             Panel("Errors", "inferflow_log_errors_total", ("error",)),
+            Panel("Files deleted", "inferflow_log_files_deleted_total", ("reason",)),
             Panel("Messages queued", "inferflow_log_queued"),
             Panel("Bytes queued", "inferflow_log_queued_bytes", (), BYTES),
             Panel("Series refused", "inferflow_series_refused_total", ("process",)),

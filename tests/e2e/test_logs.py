@@ -236,6 +236,11 @@ def test_without_a_broker_memory_is_bounded_and_every_row_is_counted(upstreams: 
         assert books["held"] > 0
         assert set(books["dropped"]) <= {"queue full", "log sidecar behind"}
         assert resident(pid) - before < 48 << 20
+        eventually(
+            lambda: pod.ready()[1].get("logs", {}).get("dropped") == total(pod)["dropped"],
+            "readiness tells it, too",
+            lambda: str(pod.ready()),
+        )
         assert "no broker answers" in status(pod)["sink"]
         (line,) = [line for line in pod.logs() if line["message"] == LATE[0]]
         assert line["topic"] == "nowhere"

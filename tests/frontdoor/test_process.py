@@ -26,6 +26,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from frontdoor.services import FILES, METHODS
+from shared.board import Board
+from shared.board_file import BoardFile, encode
+from shared.metrics import LOG_DROPPED, LOG_ROWS
 from tests.frontdoor.process import PATIENCE, Pod, Process, eventually, failing, free_port
 
 pytestmark = pytest.mark.slow  # each takes a second; together half a minute
@@ -300,6 +303,27 @@ class TestReadiness:
         worker.stop(signal.SIGKILL)
         eventually(lambda: pod.get("/health/ready")[0] == 503, "the loss of the worker shows")
         assert pod.get("/health/self") == (200, "true")
+
+    def test_readiness_tells_what_became_of_log_rows(self, pod: Pod) -> None:
+        pod.add_worker()
+        board = Board("log")
+        file = BoardFile(pod.run_dir, board.process)
+
+        def logs() -> object:
+            return json.loads(pod.get("/health/ready")[1]).get("logs")
+
+        file.write(encode(board, 0.0))
+        assert logs() is None, "nothing is logged"
+        board.counter(LOG_ROWS, "offered").value = 12
+        board.counter(LOG_ROWS, "acknowledged").value = 5
+        board.counter(LOG_DROPPED, "queue full").value = 4
+        board.counter(LOG_DROPPED, "torn").value = 3
+        file.write(encode(board, 0.0))
+        told = {"offered": 12, "acknowledged": 5, "dropped": {"queue full": 4, "torn": 3}}
+        assert logs() == told
+        file.path.write_bytes(file.path.read_bytes()[:-1])  # as if it were being written
+        assert logs() == told
+        file.remove()
 
     def test_grpc_health_follows_the_workers(self, pod: Pod) -> None:
         health = health_pb2_grpc.HealthStub(pod.channel)  # type: ignore[no-untyped-call]

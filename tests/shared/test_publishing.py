@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.board import Board
-from shared.board_file import BoardFile, encode, read_boards, remove_boards
+from shared.board_file import BoardFile, encode, read_board, read_boards, remove_boards
 from shared.metrics import LOOP_LAG, PROCESS_MEMORY, REQUEST_LATENCY, REQUESTS
 from shared.publishing import Publisher
 from shared.settings import Settings
@@ -32,6 +32,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (observed.count, observed.sum) == (1, 3.0)
     assert observed.exemplar is not None
     assert observed.exemplar.trace_id == "ab" * 16
+    assert read_board(tmp_path, "worker-3") == read
+    assert read_board(tmp_path, "worker-4") is None
     file.remove()
     assert read_boards(tmp_path) == []
 
@@ -80,6 +82,7 @@ def test_what_is_damaged_or_empty_is_no_board(tmp_path: Path) -> None:
     (tmp_path / "board-worker-0").write_bytes(b"")
     (tmp_path / "board-worker-1").write_bytes(b"\x09\0\0\0\0\0\0\0garbage")
     assert read_boards(tmp_path) == []
+    assert read_board(tmp_path, "worker-1") is None
     remove_boards(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
