@@ -50,6 +50,7 @@ class Subject:
     port: int
     processes: Mapping[int, str]
     admin_port: int = 0  # 0: it has none
+    run_dir: Path | None = None  # a pod's
 
     def cpu(self) -> dict[str, float]:
         """Seconds of CPU, user and system, that its processes have used so far, by part.
@@ -178,7 +179,9 @@ class Sitting:
         supervisor = self._start("cli.up", env=env)
         supervisor.wait(lambda: _not_ready(port), READY_SECONDS)
         processes = {supervisor.pid: "rest"} | _parts_of_pod(supervisor.pid)
-        return Subject(name, port, processes, int(env["INFERFLOW_ADMIN_PORT"]))
+        return Subject(
+            name, port, processes, int(env["INFERFLOW_ADMIN_PORT"]), Path(env["INFERFLOW_RUN_DIR"])
+        )
 
     def peer(self, config: str) -> Subject:
         """The naive peer with one of the perf configs. Raises StartError."""
@@ -281,4 +284,6 @@ def _parts_of_pod(supervisor: int) -> dict[int, str]:
 def _part(title: str) -> str:
     if "frontdoor" in title:
         return "front door"
+    if "log sidecar" in title or "sidecar.logs" in title:  # it may not have its title yet
+        return "log sidecar"
     return "worker" if "worker" in title else "rest"

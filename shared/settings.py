@@ -939,10 +939,10 @@ class Settings:
             yield "INFERFLOW_KAFKA_CERT and INFERFLOW_KAFKA_KEY: both or neither must be set"
         if bool(self.kafka.sasl_mechanism) != bool(self.kafka.username):
             yield "INFERFLOW_KAFKA_SASL_MECHANISM and INFERFLOW_KAFKA_USERNAME: both or neither must be set"
-        for name, size in (
-            ("INFERFLOW_LOG_FILE_BYTES", self.log.file_bytes),
-            ("INFERFLOW_LOG_MESSAGE_BYTES", self.log.message_bytes),
-        ):
+        sizes = [("INFERFLOW_LOG_MESSAGE_BYTES", self.log.message_bytes)]
+        if self.logs_to == "files":
+            sizes.append(("INFERFLOW_LOG_FILE_BYTES", self.log.file_bytes))
+        for name, size in sizes:
             if size > self.log.queue_bytes:
                 yield (
                     f"{name}={_show_size(size)}: must be at most "

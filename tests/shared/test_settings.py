@@ -130,11 +130,25 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"APP_PORT": "8086"}, "must differ from APP_PORT"),
         ({"INFERFLOW_MATRIX_BYTES": "1MiB"}, "INFERFLOW_MAX_MATRIX_BYTES=64 MiB"),
         ({"INFERFLOW_MAX_HELD_BYTES": "1MiB"}, "INFERFLOW_MAX_REQUEST_BYTES=4 MiB"),
+        (
+            {"INFERFLOW_LOG_QUEUE_BYTES": "1MiB", "INFERFLOW_LOG_DIR": "logs"},
+            "INFERFLOW_LOG_FILE_BYTES=16 MiB",
+        ),
+        (
+            {"INFERFLOW_LOG_QUEUE_BYTES": "1MiB", "INFERFLOW_LOG_MESSAGE_BYTES": "2MiB"},
+            "INFERFLOW_LOG_MESSAGE_BYTES=2 MiB",
+        ),
     ],
 )
 def test_values_that_contradict_each_other(environ: dict[str, str], text: str) -> None:
     (problem,) = problems(**environ)
     assert text in problem
+
+
+def test_the_size_of_log_files_is_of_no_matter_without_files() -> None:
+    kafka = {"KAFKA_BOOTSTRAP_SERVERS": "broker:9092", "KAFKA_LOGGING_TOPIC": "logs"}
+    settings = Settings.from_env({"INFERFLOW_LOG_QUEUE_BYTES": "1MiB", "INFERFLOW_LOG_DIR": "logs", **kafka})
+    assert settings.log.queue_bytes < settings.log.file_bytes
 
 
 def test_secrets_are_in_no_repr() -> None:

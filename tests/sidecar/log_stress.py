@@ -1,9 +1,9 @@
-"""The processes of `test_log_chaos`: workers that lend as fast as they can, a log sidecar that looks at each row.
+"""The processes of `log_chaos`: workers that lend as fast as they can, a log sidecar that looks at each row.
 
     python -m tests.sidecar.log_stress sidecar RUN_DIR TALLY
     python -m tests.sidecar.log_stress worker RUN_DIR INDEX
 
-TALLY is a file of u64 words that outlives the sidecar: rows that were whole, rows that were not.
+TALLY is a file of u64 words that outlives the sidecar: rows that were whole, rows that were not, messages.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class LookingSink:
         mark, _, first = rows[0][0].partition("-")
         whole = rows == expected(int(first) + len(rows), int(mark))[int(first) :]
         self._tally[0 if whole else 1] += len(rows)
+        self._tally[2] += 1
         settle(message, ACCEPTED)
 
     async def close(self) -> None:
