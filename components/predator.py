@@ -80,8 +80,8 @@ class RequestHeads:
         self._inputs = [(part.name, part.data_type) for part in inputs]
         self._outputs = [output.name for output in outputs]
         self._heads: dict[tuple[int, tuple[tuple[int, ...], ...]], bytes] = {}
-        self._fronts: dict[tuple[int, ...], tuple[bytes, ...]] = {}  # by rows and sizes of the contents
-        # Without texts and free dims, these say all about a request but its numbers.
+        self._fronts: dict[int, list[bytes]] = {}  # by rows
+        # Without texts and free dims, the number of rows says all about a request but its numbers.
         self._rigid = all(part.data_type.size and -1 not in part.shape for part in inputs)
 
     def get(self, rows: int, shapes: Iterable[tuple[int, ...]]) -> bytes:
@@ -102,40 +102,26 @@ class RequestHeads:
     def bodies(self, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[tuple[bytes, ...]]:
         """Requests for the rows from each bound to the next, as parts."""
         raws = [tensor.raws(bounds) for tensor in tensors]
-        if len(raws) == 1 and self._rigid:
-            return self._single(tensors, raws[0])
         out: list[tuple[bytes, ...]] = []
-        for (start, stop), *contents in zip(itertools.pairwise(bounds), *raws, strict=True):
-            key = (stop - start, *map(len, contents))
-            fronts = self._fronts.get(key) if self._rigid else None
-            if fronts is None:
-                fronts = self._new_fronts(tensors, key, contents)
+        for number in range(len(bounds) - 1):
+            contents = [raw[number] for raw in raws]
+            fronts = self._fronts_of(bounds[number + 1] - bounds[number], tensors, contents)
             if len(contents) == 1:
                 out.append((fronts[0], contents[0]))
             else:
                 out.append(tuple(itertools.chain.from_iterable(zip(fronts, contents, strict=True))))
         return out
 
-    def _single(self, tensors: Sequence[Tensor], contents: Sequence[bytes]) -> list[tuple[bytes, ...]]:
-        """The same for a model of one rigid input: slates make many small requests of it."""
-        width = tensors[0].cells.shape[1]
-        fronts = {}
-        for size, raw in {len(raw): raw for raw in contents}.items():
-            key = (size // width, size)
-            fronts[size] = (self._fronts.get(key) or self._new_fronts(tensors, key, [raw]))[0]
-        return [(fronts[len(raw)], raw) for raw in contents]
-
-    def _new_fronts(
-        self, tensors: Sequence[Tensor], key: tuple[int, ...], contents: Sequence[bytes]
-    ) -> tuple[bytes, ...]:
+    def _fronts_of(self, rows: int, tensors: Sequence[Tensor], contents: Sequence[bytes]) -> list[bytes]:
         """What stands before each of the raw contents of so many rows."""
-        head = self.get(key[0], [tensor.shape for tensor in tensors])
-        first, *others = (encode_raw(raw)[0] for raw in contents)
-        fronts = (head + first, *others)
-        if self._rigid:
-            if len(self._fronts) >= self.LIMIT:
-                self._fronts.clear()
-            self._fronts[key] = fronts
+        fronts = self._fronts.get(rows) if self._rigid else None
+        if fronts is None:
+            fronts = [encode_raw(raw)[0] for raw in contents]
+            fronts[0] = self.get(rows, [tensor.shape for tensor in tensors]) + fronts[0]
+            if self._rigid:
+                if len(self._fronts) >= self.LIMIT:
+                    self._fronts.clear()
+                self._fronts[rows] = fronts
         return fronts
 
 

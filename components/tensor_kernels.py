@@ -11,19 +11,22 @@ What is taken from `components.kernels` is too small to change.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import types
 
 from components.kernels import (
+    ABSENT,
     EMPTY,
     I32,
     I32_2,
     I64_2,
     INT,
     U8,
-    U8_2,
     UNUSUAL,
     VALUE,
     _callee,
@@ -32,7 +35,7 @@ from components.kernels import (
 )
 from shared.datatypes import DataType
 
-__all__ = ["common_size", "gather_cells", "gather_values"]
+__all__ = ["cell_recipe", "common_size", "gather_cells", "gather_values"]
 
 # Plain numbers, because kernels take no enums.
 FP8E5M2, FP8E4M3, FP16, FP32, FP64 = 1, 2, 3, 4, 5
@@ -288,73 +291,152 @@ def _known(kind):
     return kind >= FP8E5M2 and kind <= BOOL and SIZES[kind] > 0
 
 
-@_kernel(INT(U8, U8_2, I32, I32, I32, INT, INT, INT, U8_2_OUT, INT))
+WIDTH, SOURCE, TARGET, PIECES = range(4)  # places in a recipe
+
+
+def cell_recipe(width: int, source: int, target: int, columns: Sequence[int]) -> npt.NDArray[np.int32]:
+    """What `gather_cells` is to do: cells of these columns, `width` bytes each, from one type into another.
+
+    Neighbouring columns become one piece, which is copied as a whole.
+    """
+    pieces: list[list[int]] = []
+    for column in columns:
+        if pieces and column == sum(pieces[-1]):
+            pieces[-1][1] += 1
+        else:
+            pieces.append([column, 1])
+    return np.array([width, source, target, *itertools.chain(*pieces)], np.int32)
+
+
+@_callee
+def _count_states(heap, start, count):
+    """How many of these states are ABSENT; UNUSUAL when one is ODD."""
+    absent = np.int64(0)
+    odd = np.uint8(0)
+    for i in range(np.uint64(start), np.uint64(start + count)):  # unsigned: see _ascii
+        absent += heap[i] == ABSENT
+        odd |= heap[i] > EMPTY
+    return UNUSUAL if odd else absent
+
+
+@_callee
+def _copy_values(words, at, heap, states_at, count, out, to):
+    """Copies `count` cells that are one word each; zeros where there is no VALUE."""
+    zero = words.dtype.type(0)
+    for i in range(np.uint64(count)):
+        word = words[np.uint64(at) + i]
+        out[np.uint64(to) + i] = word if heap[np.uint64(states_at) + i] == VALUE else zero
+
+
+@_callee
+def _gather_words(heap, cells, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
+    """`gather_cells` of cells that are one word of `cells` and `out` each, and stay as they are."""
+    absent = np.int64(0)
+    for i in range(rows.shape[0]):
+        line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
+        place = i * stride + at
+        for p in range(PIECES, recipe.shape[0], 2):
+            first, count = np.int64(recipe[p]), np.int64(recipe[p + 1])
+            if line < 0:
+                absent += count
+                for k in range(count):
+                    out[place + k] = 0
+            else:
+                start = line * columns + first
+                missing = _count_states(heap, states_at + start, count)
+                if missing < 0:
+                    return missing
+                absent += missing
+                _copy_values(cells, cells_at + start, heap, states_at + start, count, out, place)
+            place += count
+    return absent
+
+
+@_callee
+def _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
+    """`gather_cells` of cells of any width and type."""
+    width = np.int64(recipe[WIDTH])
+    source, target = np.int64(recipe[SOURCE]), np.int64(recipe[TARGET])
+    count = width // SIZES[source]  # elements a cell
+    wide = count * SIZES[target]
+    elements = np.int64(0)
+    for p in range(PIECES, recipe.shape[0], 2):
+        elements += count * recipe[p + 1]
+    converts = source != target
+    carriers = elements if converts else 0
+    bits = np.empty(carriers, np.uint32)
+    carried = np.empty(carriers, np.float64)
+    integers = np.empty(carriers, np.int64)
+    absent = 0
+    for i in range(rows.shape[0]):
+        line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
+        place = i * stride + at
+        element = 0
+        for p in range(PIECES, recipe.shape[0], 2):
+            for column in range(np.int64(recipe[p]), np.int64(recipe[p]) + np.int64(recipe[p + 1])):
+                cell = line * columns + column
+                state = heap[states_at + cell] if line >= 0 else ABSENT
+                if state > EMPTY:
+                    return UNUSUAL
+                absent += state == ABSENT
+                start = cells_at + cell * width
+                if converts and state == VALUE:
+                    _load(source, heap, start, count, bits, carried, integers, element)
+                elif converts:
+                    bits[element : element + count] = 0
+                    carried[element : element + count] = 0.0
+                    integers[element : element + count] = 0
+                elif state == VALUE:
+                    for b in range(width):
+                        out[place + b] = heap[start + b]
+                else:
+                    for b in range(width):
+                        out[place + b] = 0
+                element += count
+                place += wide
+        if converts:
+            _store(source, target, carriers, bits, carried, integers, out, i * stride + at)
+    return absent
+
+
+@_kernel(INT(U8, INT, INT, INT, I32, I32, I32, U8_2_OUT, INT))
 def gather_cells(
-    cells: Any,
-    states: Any,
+    heap: Any,
+    cells_at: Any,
+    states_at: Any,
+    columns: Any,
     index: Any,
     rows: Any,
-    columns: Any,
-    width: Any,
-    source: Any,
-    target: Any,
+    recipe: Any,
     out: Any,
     at: Any,
 ) -> int:
-    """Copies cells of a block side by side, converted: out[i, at …] = the cells of `columns` in row rows[i].
+    """Copies cells of a block side by side, converted: out[i, at …] = the cells of the recipe in row rows[i].
 
-    cells is the block flat, [lines × all columns × width]; index [matrix rows] as in CellBlock (empty: line =
-    row). source, target: element types. What has no value becomes zero bytes. Returns how many cells were ABSENT.
+    heap, cells_at, states_at, columns and index [matrix rows] as in CellBlock (empty: line = row); recipe as
+    `cell_recipe` makes it. What has no value becomes zero bytes. Returns how many cells were ABSENT.
     UNUSUAL: an ODD cell. The caller vouches that rows, columns and index stay inside, and that `out` is wide
     enough. Reference: tensors with `columns.cells` and `numbers.convert`.
     """
+    source, target, width = np.int64(recipe[SOURCE]), np.int64(recipe[TARGET]), np.int64(recipe[WIDTH])
     if not (_known(source) and _known(target)) or width % SIZES[source]:
         return UNUSUAL
-    absent = 0
-    everything = states.shape[1]
-    converts = source != target
-    count = width // SIZES[source]
-    wide = count * SIZES[target]
-    carriers = count * columns.shape[0] if converts else 0
-    bits = np.empty(count * columns.shape[0] if converts else 0, np.uint32)
-    carried = np.empty(carriers, np.float64)
-    integers = np.empty(carriers, np.int64)
     flat = out.reshape(out.size)
     stride = out.shape[1]
-    for i in range(rows.shape[0]):
-        line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
-        place = at
-        for j in range(columns.shape[0]):
-            state = states[line, columns[j]] if line >= 0 else 0
-            if state == VALUE:
-                start = (line * everything + columns[j]) * width
-                if converts:
-                    _load(source, cells, start, count, bits, carried, integers, j * count)
-                elif width == 4:
-                    out[i, place] = cells[start]
-                    out[i, place + 1] = cells[start + 1]
-                    out[i, place + 2] = cells[start + 2]
-                    out[i, place + 3] = cells[start + 3]
-                else:
-                    for b in range(width):
-                        out[i, place + b] = cells[start + b]
-            else:
-                if state > EMPTY:
-                    return UNUSUAL
-                if converts:
-                    for k in range(j * count, j * count + count):
-                        bits[k] = 0
-                        carried[k] = 0.0
-                        integers[k] = 0
-                else:
-                    for b in range(width):
-                        out[i, place + b] = 0
-                if state != EMPTY:
-                    absent += 1
-            place += wide
-        if converts:
-            _store(source, target, carriers, bits, carried, integers, flat, i * stride + at)
-    return absent
+    whole = (flat.shape[0] | cells_at | stride | at) & (width - 1) == 0  # everything lies where words do
+    if source == target and width == 4 and whole:
+        cells, words = heap[: heap.shape[0] & ~3].view(np.uint32), flat.view(np.uint32)
+        return _gather_words(
+            heap, cells, cells_at >> 2, states_at, columns, index, rows, recipe, words, stride >> 2, at >> 2
+        )
+    if source == target and width == 8 and whole:
+        pairs, longs = heap[: heap.shape[0] & ~7].view(np.uint64), flat.view(np.uint64)
+        return _gather_words(
+            heap, pairs, cells_at >> 3, states_at, columns, index, rows, recipe, longs, stride >> 3, at >> 3
+        )
+    if source == target and width == 1:
+        return _gather_words(heap, heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at)
+    return _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at)
 
 
 @_kernel(INT(I32_2, I32, I32, INT))

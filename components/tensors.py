@@ -12,16 +12,18 @@ import collections
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy import empty, uint8
 
 from components import numbers, tensor_kernels, value_kernels
 from components.collect import collect
 from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
 from components.kernels import NO_ROOM
 from components.scratch import scratch
+from components.tensor_kernels import gather_cells
 from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, VarBlock
@@ -32,7 +34,8 @@ NOTHING = b"0.0"  # the text of a missing value
 
 Array = npt.NDArray[np.generic]
 Rows64 = npt.NDArray[np.int64]
-NO_ENDS: Rows64 = np.empty(0, np.int64)
+NO_ENDS: Final[Rows64] = np.empty(0, np.int64)
+NO_INDEX: Final[Rows] = IDENTITY
 
 
 class Misfit(NamedTuple):
@@ -78,7 +81,10 @@ class Tensor:
     def raws(self, bounds: Sequence[int]) -> list[bytes]:
         """raw_input_contents of the rows from each bound to the next."""
         if (cells := self._cells) is not None:
-            packed, width = cells.tobytes(), cells.shape[1]
+            packed: bytes = cells.tobytes()
+            if len(bounds) == 2 and bounds[1] - bounds[0] == len(cells):
+                return [packed]
+            width = cells.shape[1]
             places: Iterable[int] = (width * bound for bound in bounds)
         else:
             packed = self._packed
@@ -90,15 +96,15 @@ class Tensor:
 class _Cells:
     """Neighbouring features of a tensor that are columns of one block and one type: gathered in one go."""
 
-    __slots__ = ("_block", "_columns", "_source", "_width", "count", "externals")
+    __slots__ = ("_block", "_recipe", "count", "externals")
 
-    def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int]) -> None:
+    def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int], target: DataType) -> None:
         self.count = sum(column.count for column in columns)  # elements a row
         self.externals = tuple(externals)
         self._block = columns[0].block
-        self._source = int(columns[0].data_type.element)
-        self._width = columns[0].width
-        self._columns = np.array([column.column for column in columns], np.int32)
+        self._recipe = tensor_kernels.cell_recipe(
+            columns[0].width, columns[0].data_type.element, target, [column.column for column in columns]
+        )
 
     def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
         return self.count
@@ -107,14 +113,18 @@ class _Cells:
         self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
     ) -> int:
         block = matrix.blocks[self._block]
-        if block is None or not len(block.states):
+        if block is None:
             out[:, at : at + self.count * size] = 0
             return len(rows)
         assert isinstance(block, CellBlock)
-        index = IDENTITY if block.index is None else block.index
-        return tensor_kernels.gather_cells(
-            block.flat, block.states, index, rows, self._columns, self._width, self._source, target, out, at
-        )
+        if not block.lines:
+            out[:, at : at + self.count * size] = 0
+            return len(rows)
+        index = block.index
+        return gather_cells(
+            block.heap, block.cells_at, block.states_at, block.columns,
+            NO_INDEX if index is None else index, rows, self._recipe, out, at,
+        )  # fmt: skip
 
 
 class _Vectors:
@@ -236,12 +246,15 @@ class TensorInput:
         self.sources = sources
         self._text_types = text_types or (data_type,) * len(sources)
         self._size = data_type.size
+        self._target = int(data_type)
         self._is_text = data_type is DataType.STRING
         self._known = math.prod(dim for dim in shape if dim > 0)  # elements that the known dims make
         self._free = -1 in shape
         self._parts: tuple[_Part, ...] | None = None
         self._runs: tuple[ColumnRun, ...] | None = None
-        self._fixed: tuple[int, ...] = ()  # elements of each part, when no request changes them
+        # Elements of each part and of all, when no request changes them.
+        self._fixed: tuple[int, ...] = ()
+        self._elements = 0
         # Whether a text is read as a vector, its elements separated by ':'.
         self._text_vector = len(sources) == 1 and shape[0] > 1
         if reference:
@@ -254,7 +267,8 @@ class TensorInput:
         else:
             self._parts = self._compiled_parts()
             counts = [part.count for part in self._parts or ()]
-            self._fixed = () if 0 in counts else tuple(counts)
+            if 0 not in counts:
+                self._fixed, self._elements = tuple(counts), sum(counts)
 
     def _compiled_parts(self) -> tuple[_Part, ...] | None:
         """The sources by the kernels that read them; None when one of them has no kernel."""
@@ -266,7 +280,7 @@ class TensorInput:
             columns = [source.byte for source, _ in members if source.byte is not None]
             externals = [source.external for source, _ in members]
             if width:
-                parts.append(_Cells(columns, externals))
+                parts.append(_Cells(columns, externals, self.data_type))
             elif block < 0:
                 for source, text_type in members:
                     read_as = text_type.element if text_type.element.size else self.data_type
@@ -310,13 +324,17 @@ class TensorInput:
         """The tensor by kernels; None when a cell needs a closer look."""
         if self._text_vector and self._brought(matrix):
             return None
-        counts = self._fixed or [part.elements(matrix, rows) for part in parts]
-        if 0 in counts:
-            return None
-        elements, size, target = sum(counts), self._size, int(self.data_type)
-        out = np.empty((len(rows), elements * size), np.uint8)
+        counts: Sequence[int] = self._fixed
+        elements, size, target = self._elements, self._size, self._target
+        if not elements:
+            counts = [part.elements(matrix, rows) for part in parts]
+            if 0 in counts:
+                return None
+            elements = sum(counts)
+        out = empty((len(rows), elements * size), uint8)
         at = 0
-        for part, count in zip(parts, counts, strict=True):
+        for number, part in enumerate(parts):
+            count = counts[number]
             absent = part.gather(matrix, rows, target, out, at, count, size)
             if absent < 0 or (absent and _any_brought(matrix, part.externals)):
                 return None

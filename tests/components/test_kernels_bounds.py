@@ -31,12 +31,11 @@ import sys
 import numpy as np
 import pytest
 
-from components.tensor_kernels import gather_cells
+from components.tensor_kernels import cell_recipe, gather_cells
 
-cells, states = np.zeros(4, np.uint8), np.ones((1, 1), np.uint8)
-rows, columns = np.zeros(1, np.int32), np.ones(1, np.int32)
+rows, recipe = np.zeros(1, np.int32), cell_recipe(4, 4, 4, [1])
 try:
-    gather_cells(cells, states, np.empty(0, np.int32), rows, columns, 4, 4, 4, np.zeros((1, 4), np.uint8), 0)
+    gather_cells(np.ones(4, np.uint8), 0, 4, 1, rows[:0], rows, recipe, np.zeros((1, 4), np.uint8), 0)
 except IndexError:
     sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[1:]]))
 sys.exit("indices are not checked")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from components import numbers
 from components.kernels import UNUSUAL
-from components.tensor_kernels import common_size, gather_cells, gather_values
+from components.tensor_kernels import cell_recipe, common_size, gather_cells, gather_values
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes
 from tests.components.memory import CANARY, Cells, Values, array, canaries, cells_of, values_of
@@ -65,29 +65,40 @@ def test_every_number_into_every_type(source: DataType) -> None:
     count = len(raw) // source.size
     for target in NUMERIC:
         out = canaries(count * target.size).reshape(count, target.size)
-        states, rows = np.ones((count, 1), np.uint8), np.arange(count, dtype=np.int32)
-        code = gather_cells(
-            raw, states, IDENTITY, rows, np.zeros(1, np.int32), source.size, int(source), int(target), out, 0
-        )
+        heap, rows = np.concatenate((raw, np.ones(count, np.uint8))), np.arange(count, dtype=np.int32)
+        recipe = cell_recipe(source.size, source, target, [0])
+        code = gather_cells(heap, 0, len(raw), 1, IDENTITY, rows, recipe, out, 0)
         assert code == 0
         wanted = np.frombuffer(converted(raw.tobytes(), source, target), np.uint8).reshape(count, -1)
         wrong = np.flatnonzero((out != wanted).any(axis=1))
         assert not len(wrong), (target.name, raw.view(source.dtype)[wrong[:3]], out[wrong[:3]])
 
 
-@given(cells_of([1, 2, 4, 8, 16]), KINDS, KINDS, st.integers(0, 3), st.data())
+@given(cells_of([1, 2, 4, 8, 16]), KINDS, KINDS, st.sampled_from([0, 1, 2, 4, 8]), st.data())
 def test_cells_stand_side_by_side(
     block: Cells, source: DataType, target: DataType, before: int, data: st.DataObject
 ) -> None:
     rows = data.draw(st.lists(st.integers(0, block.rows - 1), max_size=5))
-    columns = data.draw(st.lists(st.integers(0, block.states.shape[1] - 1), min_size=1, max_size=4))
+    all_columns = block.states.shape[1]
+    columns = data.draw(st.lists(st.integers(0, all_columns - 1), min_size=1, max_size=4))
+    behind = data.draw(st.sampled_from([2, 8]))
+    gap = data.draw(st.sampled_from([0, 1, 4, 8]))  # cells need not lie where words of their width do
     fits = block.width % source.size == 0
     wide = block.width // source.size * target.size
-    out = lines_of(len(rows), before + len(columns) * wide + 2)
+    out = lines_of(len(rows), before + len(columns) * wide + behind)
+    heap = np.concatenate((canaries(gap), block.flat, block.states.ravel()))
+    recipe = cell_recipe(block.width, source, target, columns)
     code = gather_cells(
-        block.flat, block.states, block.index, np.array(rows, np.int32), np.array(columns, np.int32), block.width,
-        int(source), int(target), out, before,
-    )  # fmt: skip
+        heap,
+        gap,
+        gap + len(block.flat),
+        all_columns,
+        block.index,
+        np.array(rows, np.int32),
+        recipe,
+        out,
+        before,
+    )
     found = [block.cell(row, column) for row in rows for column in columns]
     if not fits or any(state == ODD for state, _ in found):
         assert code == UNUSUAL
@@ -97,7 +108,7 @@ def test_cells_stand_side_by_side(
     for row, line in zip(rows, out, strict=True):
         values = [block.cell(row, column)[1] for column in columns]
         wanted = b"".join(converted(value, source, target) if value else bytes(wide) for value in values)
-        assert line.tobytes() == before * edge + wanted + 2 * edge
+        assert line.tobytes() == before * edge + wanted + behind * edge
 
 
 @given(
@@ -130,10 +141,9 @@ def test_values_stand_side_by_side(
 @pytest.mark.parametrize("kind", [-1, 0, int(DataType.STRING), int(DataType.FP32_VECTOR), 99])
 def test_what_is_no_type_of_numbers_is_refused(kind: int) -> None:
     rows, out = np.zeros(1, np.int32), canaries(4).reshape(1, 4)
-    flat, states, columns = array(b"1234"), np.ones((1, 1), np.uint8), np.zeros(1, np.int32)
-    fp32 = int(DataType.FP32)
-    assert gather_cells(flat, states, IDENTITY, rows, columns, 4, kind, fp32, out, 0) == UNUSUAL
-    assert gather_cells(flat, states, IDENTITY, rows, columns, 4, fp32, kind, out, 0) == UNUSUAL
+    flat, fp32 = array(b"1234\1"), int(DataType.FP32)
+    for recipe in (cell_recipe(4, kind, fp32, [0]), cell_recipe(4, fp32, kind, [0])):
+        assert gather_cells(flat, 0, 4, 1, IDENTITY, rows, recipe, out, 0) == UNUSUAL
     starts, sizes = np.zeros((1, 1), np.int64), np.full((1, 1), 4, np.int32)
     assert gather_values(flat, starts, sizes, IDENTITY, rows, 0, 1, kind, fp32, out, 0) == UNUSUAL
     assert (out == CANARY).all()
