@@ -5,39 +5,48 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from numpy import frombuffer, uint8
 
+from dag.component import Reply
 from shared.shm_matrix import Bytes
 
 __all__ = ["Groups", "batches", "joined"]
 
 Places = npt.NDArray[np.int64]
-NO_PLACES: Places = np.empty(0, np.int64)
+NO_PLACES: Final[Places] = np.empty(0, np.int64)
 
 
-class Groups(NamedTuple):
+class Groups:
     """Group i is rows bounds[i] … bounds[i + 1] − 1. `limits` are the bounds once more, for kernels: int64."""
 
-    bounds: Sequence[int]
-    limits: Places
+    __slots__ = ("bounds", "limits")
 
-    @classmethod
-    def of(cls, bounds: Sequence[int]) -> Groups:
-        return cls(bounds, np.array(bounds, np.int64))
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self.bounds = bounds
+        self.limits: Places = np.array(bounds, np.int64)
+
+    def __repr__(self) -> str:
+        return f"<Groups {len(self.bounds) - 1} of {self.bounds[-1] - self.bounds[0]} rows>"
 
 
 @functools.lru_cache(maxsize=1024)
 def batches(rows: int, size: int) -> Groups:
     """So many rows in groups of at most `size`; 0: all in one."""
-    return Groups.of((*range(0, rows, size or rows), rows))
+    return Groups((*range(0, rows, size or rows), rows))
 
 
-def joined(bodies: Sequence[bytes]) -> tuple[Bytes, Places]:
-    """Answers one after the other, and where each one ends; a single one needs no ends."""
-    if len(bodies) == 1:
-        return np.frombuffer(bodies[0], np.uint8), NO_PLACES
+def joined(replies: Sequence[Reply]) -> tuple[Bytes, Places]:
+    """The bodies of replies one after the other, and where each one ends; a single one needs no ends.
+
+    That of a failed call is empty.
+    """
+    if len(replies) == 1:
+        reply = replies[0]
+        return frombuffer(b"" if reply.status else reply.body, uint8), NO_PLACES
+    bodies = [b"" if reply.status else reply.body for reply in replies]
     ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
-    return np.frombuffer(b"".join(bodies), np.uint8), ends
+    return frombuffer(b"".join(bodies), uint8), ends

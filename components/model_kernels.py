@@ -5,15 +5,18 @@ The rules are those of `components.kernels`.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
+import numpy.typing as npt
 
 from components.kernels import (
+    ABSENT,
     I32,
+    I32_OUT,
     I64,
-    I64_2,
     INT,
     MALFORMED,
     NO_ROOM,
@@ -32,10 +35,27 @@ from components.kernels import (
     _tag,
 )
 
-__all__ = ["NAME", "NAME_SIZE", "TYPE", "TYPE_SIZE", "WIDTH", "read_model_scores"]
+__all__ = ["read_model_scores", "score_plan"]
 
 NAME, NAME_SIZE, TYPE, TYPE_SIZE, WIDTH = range(5)  # columns of the table of outputs
 OUTPUT, FIRST, SIZE, COLUMN = range(4)  # columns of the table of scores
+HEAD = 3  # what a plan begins with: columns of the block, outputs, scores
+
+
+def score_plan(
+    columns: int,
+    texts: bytes,
+    outputs: Sequence[tuple[int, int, int, int, int]],
+    scores: Sequence[tuple[int, int, int, int]],
+) -> npt.NDArray[np.int64]:
+    """What `read_model_scores` is to do for a block of so many columns, all in one array.
+
+    outputs: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH: bytes a row.
+    scores: OUTPUT the number of the output, FIRST, SIZE which bytes of its row, COLUMN where they go in the block,
+    whose cells have SIZE bytes.
+    """
+    tables = itertools.chain(*outputs, *scores)
+    return np.array([columns, len(outputs), len(scores), *tables, *texts], np.int64)
 
 
 @_inline
@@ -144,38 +164,60 @@ def _find_outputs(data, texts, outputs, asked, places):
     return 0 if heads >= wanted and found >= wanted else UNUSUAL
 
 
-@_kernel(
-    INT(
-        U8, I64, I64, I32, U8, I64_2, I64_2, U8_OUT, types.uint8[:, ::1], types.int32[::1]
-    )
-)  # fmt: skip
+@_inline
+def _fits(plan, lines):
+    """Whether a plan is whole, and its scores stay within their outputs and a block of so many lines."""
+    if plan.shape[0] < HEAD or plan[0] < 0 or plan[1] < 0 or plan[2] < 0:
+        return False
+    columns, wanted, scored = plan[0], plan[1], plan[2]
+    tables = HEAD + 5 * wanted + 4 * scored
+    if tables > plan.shape[0]:
+        return False
+    outputs = plan[HEAD : HEAD + 5 * wanted].reshape(wanted, 5)
+    scores = plan[HEAD + 5 * wanted : tables].reshape(scored, 4)
+    letters = plan.shape[0] - tables
+    for o in range(wanted):
+        for part in (NAME, TYPE):
+            start, size = outputs[o, part], outputs[o, part + 1]
+            if start < 0 or size < 0 or start + size > letters:
+                return False
+    for s in range(scored):
+        output, first, size, column = scores[s, OUTPUT], scores[s, FIRST], scores[s, SIZE], scores[s, COLUMN]
+        if output < 0 or output >= wanted or column < 0 or column >= columns or first < 0 or size < 0:
+            return False
+        if first + size > outputs[output, WIDTH] or size != scores[0, SIZE]:
+            return False
+    return lines >= 0
+
+
+@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT))
 def read_model_scores(
     bodies: Any,
     ends: Any,
     bounds: Any,
     lines: Any,
-    texts: Any,
-    outputs: Any,
-    scores: Any,
-    flat: Any,
-    states: Any,
+    plan: Any,
+    cells_at: Any,
+    states_at: Any,
+    height: Any,
+    heap: Any,
     codes: Any,
 ) -> int:
-    """Writes the scores of one block from ModelInferResponses that stand one after the other.
+    """Writes a block of scores from ModelInferResponses that stand one after the other.
 
     Answer i ends at ends[i] of `bodies` (no ends: there is one answer) and is about rows bounds[i] …
     bounds[i + 1] − 1. Its rows go to lines of these numbers; with `lines`, only the first one does, to line
     lines[i]. A single answered row is broadcast.
-    outputs [outputs, 5]: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH:
-    bytes a row. scores [scores, 4]: OUTPUT the number of the output, FIRST, SIZE which bytes of its row, COLUMN
-    where they go in the block of `flat` and `states` [lines, columns], whose cells have SIZE bytes.
-    codes [answers]: 0, or why nothing was written of an answer. UNUSUAL: other outputs than these in this order, or
-    other numbers of rows. Returns how many codes are not 0, or NO_ROOM when the arguments do not fit each other.
-    Reference: triton_wire.decode_outputs and predator._Scores.
+    heap, cells_at, states_at as in CellBlock, which has `height` lines; plan as `score_plan` makes it. All states
+    are written: ABSENT where there is no score.
+    codes [answers]: 0, or why nothing was written of an answer; a single one needs no codes. UNUSUAL: other outputs
+    than these in this order, or other numbers of rows. Returns how many answers have no scores, or NO_ROOM when the
+    arguments do not fit each other. Reference: triton_wire.decode_outputs and predator._Scores.
     """
     answers = bounds.shape[0] - 1
-    columns = states.shape[1]
-    if (ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0)) or codes.shape[0] < answers:
+    if ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0):
+        return NO_ROOM
+    if codes.shape[0] != answers and not (answers == 1 and codes.shape[0] == 0):
         return NO_ROOM
     for i in range(answers):
         before = ends[i - 1] if i else np.int64(0)
@@ -183,25 +225,25 @@ def read_model_scores(
         if before < 0 or end < before or end > bodies.shape[0]:
             return NO_ROOM
         if lines.shape[0]:
-            if lines.shape[0] != answers or lines[i] < 0 or lines[i] >= states.shape[0]:
+            if lines.shape[0] != answers or lines[i] < 0 or lines[i] >= height:
                 return NO_ROOM
-        elif bounds[i] < 0 or bounds[i + 1] < bounds[i] or bounds[i + 1] > states.shape[0]:
+        elif bounds[i] < 0 or bounds[i + 1] < bounds[i] or bounds[i + 1] > height:
             return NO_ROOM
-    for s in range(scores.shape[0]):
-        size = scores[s, SIZE]
-        if (
-            scores[s, OUTPUT] < 0 or scores[s, OUTPUT] >= outputs.shape[0]
-            or scores[s, COLUMN] < 0 or scores[s, COLUMN] >= columns
-            or scores[s, FIRST] < 0 or size < 0
-            or scores[s, FIRST] + size > outputs[scores[s, OUTPUT], WIDTH]
-            or size * columns * states.shape[0] > flat.shape[0]
-        ):  # fmt: skip
-            return NO_ROOM
-    for o in range(outputs.shape[0]):
-        for part in (NAME, TYPE):
-            if outputs[o, part] < 0 or outputs[o, part] + outputs[o, part + 1] > texts.shape[0]:
-                return NO_ROOM
-    places = np.zeros((outputs.shape[0], 2), np.int64)
+    if not _fits(plan, height):
+        return NO_ROOM
+    columns, wanted, scored = plan[0], plan[1], plan[2]
+    tables = HEAD + 5 * wanted + 4 * scored
+    outputs = plan[HEAD : HEAD + 5 * wanted].reshape(wanted, 5)
+    scores = plan[HEAD + 5 * wanted : tables].reshape(scored, 4)
+    texts = plan[tables:]
+    size = scores[0, SIZE] if scored else np.int64(0)
+    if cells_at < 0 or cells_at + height * columns * size > heap.shape[0]:
+        return NO_ROOM
+    if states_at < 0 or states_at + height * columns > heap.shape[0]:
+        return NO_ROOM
+    for cell in range(states_at, states_at + height * columns):
+        heap[cell] = ABSENT
+    places = np.zeros((wanted, 2), np.int64)
     bad = 0
     for i in range(answers):
         asked = bounds[i + 1] - bounds[i]
@@ -209,25 +251,27 @@ def read_model_scores(
         end = ends[i] if ends.shape[0] else bodies.shape[0]
         answer = bodies[begin:end]
         code = _find_outputs(answer, texts, outputs, asked, places)
-        codes[i] = code
+        if codes.shape[0]:
+            codes[i] = code
         if code < 0:
             bad += 1
             continue
         first = np.int64(lines[i]) if lines.shape[0] else bounds[i]
         count = np.int64(1) if lines.shape[0] else asked
-        for s in range(scores.shape[0]):
-            output, size, column = scores[s, OUTPUT], scores[s, SIZE], scores[s, COLUMN]
+        for s in range(scored):
+            output, column = scores[s, OUTPUT], scores[s, COLUMN]
             start = places[output, 0] + scores[s, FIRST]
             step = outputs[output, WIDTH] if places[output, 1] > 1 else 0
             for row in range(count):
-                place = ((first + row) * columns + column) * size
+                cell = (first + row) * columns + column
+                place = cells_at + cell * size
                 if size == 4:
-                    flat[place] = answer[start]
-                    flat[place + 1] = answer[start + 1]
-                    flat[place + 2] = answer[start + 2]
-                    flat[place + 3] = answer[start + 3]
+                    heap[place] = answer[start]
+                    heap[place + 1] = answer[start + 1]
+                    heap[place + 2] = answer[start + 2]
+                    heap[place + 3] = answer[start + 3]
                 else:
-                    _copy(answer, start, size, flat, place)
-                states[first + row, column] = VALUE
+                    _copy(answer, start, size, heap, place)
+                heap[states_at + cell] = VALUE
                 start += step
     return bad

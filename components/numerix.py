@@ -109,7 +109,7 @@ class Numerix:
         slates.matrix.blocks[self.score.block] = block
         if not asked:
             return
-        groups = Groups.of(bounds)
+        groups = Groups(bounds)
         parts = self._slate_parts(scoring, slates, asked, groups)
         replies: Sequence[Reply] = ()
         if self.endpoint is not None:
@@ -163,7 +163,9 @@ class Numerix:
         self, endpoint: Endpoint, matrix: ShmMatrix, parts: Sequence[_Part], groups: Groups
     ) -> list[Call]:
         ids = self._ids(matrix)
-        bodies = [body for part in parts for body in self.codec.encode(ids, *part)]
+        bodies = [
+            body for part in parts for body in self.codec.encode(ids, part.rows, part.values, part.groups)
+        ]
         return [
             Call(endpoint, body, self.timeout, stop - start)
             for body, (start, stop) in zip(bodies, itertools.pairwise(groups.bounds), strict=True)
@@ -186,8 +188,7 @@ class Numerix:
                 except ExpressionError as uncomputable:
                     failed.append((number, WireError(str(uncomputable), "BAD_VALUE")))
             return failed
-        bodies = [b"" if reply.status else reply.body for reply in replies]
-        for number in self.codec.decode(bodies, groups, scores):
+        for number in self.codec.decode(replies, groups, scores):
             reply = replies[number]
             start, stop = bounds[number], bounds[number + 1]
             try:

@@ -17,6 +17,7 @@ from components import kernels
 from components.groups import Groups, joined
 from components.scratch import scratch
 from components.wire import WireError, field_head
+from dag.component import Reply
 from proto import numerix_pb2
 from shared.shm_matrix import Bytes, Rows, TextColumn
 
@@ -77,15 +78,15 @@ class ComputeCodec:
         length = len(self._head) + len(entries) + len(self._tail)
         return field_head(ENTITY_SCORE_DATA, length), self._head, entries, self._tail
 
-    def decode(self, bodies: Sequence[bytes], groups: Groups, scores: Floats) -> Sequence[int]:
+    def decode(self, replies: Sequence[Reply], groups: Groups, scores: Floats) -> Sequence[int]:
         """Writes the scores of answers, each about one group, where the group is in `scores`.
 
         Returns the numbers of those that are to be read by `decode_scores`, or have none.
         """
         if self._reference:
-            return range(len(bodies))
-        packed, ends = joined(bodies)
-        codes = np.empty(len(bodies), np.int32)
+            return range(len(replies))
+        packed, ends = joined(replies)
+        codes = np.empty(len(replies), np.int32)
         left = kernels.read_scores(packed, ends, groups.limits, scores, codes)
         assert left >= 0, left
         return np.flatnonzero(codes).tolist() if left else ()

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from components import model_kernels
 from components.feature import cause
 from components.groups import Groups, batches, joined
+from components.model_kernels import read_model_scores, score_plan
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
 from components.wire import WireError
@@ -32,7 +32,7 @@ __all__ = ["ModelRoute", "Output", "Predator", "RequestHeads", "Score", "ScoreBl
 
 
 RawRows = npt.NDArray[np.uint8]  # [rows, bytes a row]
-NO_LINES: Rows = np.empty(0, np.int32)
+NO_LINES: Final[Rows] = np.empty(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,12 +62,13 @@ class ScoreBlock:
     number: int
     spec: BlockSpec
 
-    def empty(self, matrix: ShmMatrix) -> Block:
-        """The block without any scores."""
+    def make(self, matrix: ShmMatrix, *, written: bool) -> Block:
+        """The block without any scores; `written`: a kernel will write all of its states."""
         columns, width = len(self.spec.columns), self.spec.width
-        if width:
-            return CellBlock.empty(matrix.slot, matrix.rows, columns, width)
-        return VarBlock(matrix.slot, matrix.rows, columns)
+        if not width:
+            return VarBlock(matrix.slot, matrix.rows, columns)
+        make = CellBlock.unwritten if written else CellBlock.empty
+        return make(matrix.slot, matrix.rows, columns, width)
 
 
 class RequestHeads:
@@ -155,7 +156,7 @@ class Predator:
 
     def __post_init__(self) -> None:
         by_kernel = not self.reference and all(block.spec.width for block in self.blocks)
-        reader = _Reader(self.outputs, len(self.blocks)) if by_kernel else None
+        reader = _Reader(self.outputs, self.blocks) if by_kernel else None
         # Not cached properties: compiled, those are reckoned anew each time.
         object.__setattr__(self, "_reader", reader)
         object.__setattr__(self, "_wanted", tuple((output.name, output.data_type) for output in self.outputs))
@@ -195,7 +196,7 @@ class Predator:
         asked, bounds = slates.asked()
         calls = self._slate_calls(scoring, slates, asked, bounds)
         replies = (yield calls) if calls else ()
-        for number, error in self._write(slates.matrix, replies, Groups.of(bounds), asked):
+        for number, error in self._write(slates.matrix, replies, Groups(bounds), asked):
             scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
 
     def _slate_calls(
@@ -228,9 +229,10 @@ class Predator:
     def _calls(self, route: ModelRoute, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[Call]:
         """One call for the rows from each bound to the next."""
         bodies = route.heads.bodies(tensors, bounds)
+        endpoint, timeout = route.endpoint, self.timeout
         return [
-            Call(route.endpoint, body, self.timeout, stop - start)
-            for body, (start, stop) in zip(bodies, itertools.pairwise(bounds), strict=True)
+            Call(endpoint, body, timeout, bounds[number + 1] - bounds[number])
+            for number, body in enumerate(bodies)
         ]
 
     def _route(self, scoring: Scoring) -> ModelRoute:
@@ -250,13 +252,14 @@ class Predator:
         Answer i is about group i of the rows, which are lines of the blocks. With `lines` only the first of the
         group is, and its line is lines[i].
         """
-        blocks = [block.empty(matrix) for block in self.blocks]
-        left: Sequence[int] = range(len(replies))
-        if self._reader is not None and replies:
-            left = self._reader.read(blocks, replies, groups, lines)
+        reader = self._reader if replies else None
+        blocks = [block.make(matrix, written=reader is not None) for block in self.blocks]
+        left: Sequence[int] = (
+            range(len(replies)) if reader is None else reader.read(blocks, replies, groups, lines)
+        )
         failed = self._write_each(matrix, blocks, replies, groups, lines, left) if left else []
-        for place, block in zip(self.blocks, blocks, strict=True):
-            matrix.blocks[place.number] = block
+        for position, block in enumerate(blocks):
+            matrix.blocks[self.blocks[position].number] = block
         return failed
 
     def _write_each(
@@ -292,12 +295,13 @@ class Predator:
 class _Reader:
     """Reads answers of numbers into blocks by a kernel: its tables, made once."""
 
-    __slots__ = ("_outputs", "_scores", "_texts")
+    __slots__ = ("_outputs", "_plans")
 
-    def __init__(self, outputs: Sequence[Output], blocks: int) -> None:
+    def __init__(self, outputs: Sequence[Output], blocks: Sequence[ScoreBlock]) -> None:
+        self._outputs = len(outputs)
         texts = bytearray()
         rows = []
-        scores: list[list[tuple[int, int, int, int]]] = [[] for _ in range(blocks)]
+        scores: list[list[tuple[int, int, int, int]]] = [[] for _ in blocks]
         for number, output in enumerate(outputs):
             size = output.data_type.size
             name, kind = output.name.encode(), tensor_name(output.data_type).encode()
@@ -306,9 +310,10 @@ class _Reader:
             texts += name + kind
             for score in output.scores:
                 scores[score.block].append((number, score.first * size, score.count * size, score.column))
-        self._texts = np.frombuffer(bytes(texts), np.uint8)
-        self._outputs = np.array(rows, np.int64).reshape(-1, 5)
-        self._scores = [np.array(part, np.int64).reshape(-1, 4) for part in scores]
+        self._plans = [
+            score_plan(len(block.spec.columns), bytes(texts), rows, part)
+            for block, part in zip(blocks, scores, strict=True)
+        ]
 
     def read(
         self,
@@ -318,21 +323,25 @@ class _Reader:
         lines: Sequence[int] | None,
     ) -> Sequence[int]:
         """Writes what it can, as `Predator._write`; returns the numbers of the answers that it left alone."""
-        packed, ends = joined([b"" if reply.status else reply.body for reply in replies])
-        codes = np.empty(len(replies), np.int32)
+        packed, ends = joined(replies)
+        answers = len(replies)
+        codes = NO_LINES if answers == 1 else np.empty(answers, np.int32)
         places = NO_LINES if lines is None else np.array(lines, np.int32)
         left = 0
-        for block, scores in zip(blocks, self._scores, strict=True):
+        for number, plan in enumerate(self._plans):
+            block = blocks[number]
             assert isinstance(block, CellBlock)
-            left = model_kernels.read_model_scores(
-                packed, ends, groups.limits, places, self._texts, self._outputs, scores,
-                block.flat, block.states, codes,
+            left = read_model_scores(
+                packed, ends, groups.limits, places, plan,
+                block.cells_at, block.states_at, block.lines, block.heap, codes,
             )  # fmt: skip
             assert left >= 0, left
-        return np.flatnonzero(codes).tolist() if left else ()
+        if not left:
+            return ()
+        return (0,) if answers == 1 else np.flatnonzero(codes).tolist()
 
     def __repr__(self) -> str:
-        return f"<_Reader {len(self._outputs)} outputs, {len(self._scores)} blocks>"
+        return f"<_Reader {self._outputs} outputs, {len(self._plans)} blocks>"
 
 
 class _Scores:

@@ -58,16 +58,22 @@ class Endpoint(Protocol):
         ...
 
 
-class Call(NamedTuple):
+class Call:
     """An upstream call that a component asks for, about `rows` rows or keys.
 
     `timeout` is its own bound in seconds.
     """
 
-    endpoint: Endpoint
-    body: tuple[bytes, ...]
-    timeout: float
-    rows: int = 0
+    __slots__ = ("body", "endpoint", "rows", "timeout")
+
+    def __init__(self, endpoint: Endpoint, body: tuple[bytes, ...], timeout: float, rows: int = 0) -> None:
+        self.endpoint = endpoint
+        self.body = body
+        self.timeout = timeout
+        self.rows = rows
+
+    def __repr__(self) -> str:
+        return f"<Call to {self.endpoint!r}, {sum(map(len, self.body))} bytes about {self.rows} rows>"
 
 
 class Failure(NamedTuple):

@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import collections
-import functools
 import logging
 import queue
 import threading
@@ -39,31 +38,20 @@ class Loop(Protocol):
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> object: ...
 
 
-class _Replies:
-    """The replies to the calls of one step: when the last has come the component goes on."""
+class _Awaited:
+    """One call of a step, and where its reply belongs."""
 
-    __slots__ = ("_execution", "_left", "_number", "_replies")
+    __slots__ = ("_execution", "_index", "_number", "_replies")
 
-    def __init__(self, execution: Execution, number: int, count: int) -> None:
+    def __init__(self, execution: Execution, number: int, replies: list[Reply | None], index: int) -> None:
         self._execution = execution
         self._number = number
-        self._left = count
-        self._replies: list[Reply | None] = [None] * count
+        self._replies = replies
+        self._index = index
 
-    def callback(self, index: int) -> Callable[[Reply], None]:
-        """What the call with this index reports to."""
-        if len(self._replies) == 1:
-            return self._only
-        return functools.partial(self._one, index)
-
-    def _only(self, reply: Reply) -> None:
-        self._execution.replied(self._number, (reply,))
-
-    def _one(self, index: int, reply: Reply) -> None:
-        self._replies[index] = reply
-        self._left -= 1
-        if not self._left:
-            self._execution.replied(self._number, cast("list[Reply]", self._replies))
+    def ended(self, reply: Reply) -> None:
+        self._replies[self._index] = reply
+        self._execution.replied(self._number, self._replies)
 
 
 class Execution:
@@ -76,6 +64,7 @@ class Execution:
         "_left",
         "_on_done",
         "_on_idle",
+        "_open",
         "_ready",
         "_running",
         "_schedule",
@@ -113,7 +102,8 @@ class Execution:
         self._ready: list[tuple[int, Sequence[Reply] | None]] = []
         self._running = False
         self._generators: list[Steps | None] = [None] * self._left
-        self._calls: list[list[Pending]] = [[]] * self._left  # open calls by component
+        self._calls: list[list[Pending]] = [[]] * self._left  # of the step that a component waits for
+        self._open = [0] * self._left  # how many of them have not ended
         self._watch = Watch(plan.meters, deadline, trace)
         self._on_done = on_done
         self._on_idle = on_idle
@@ -183,22 +173,28 @@ class Execution:
     def _call(self, number: int, calls: Sequence[Call]) -> None:
         """Starts the calls; the component goes on when the last one has ended."""
         time_left = None if self.deadline is None else max(self.deadline - self._executor.loop.time(), 0.0)
-        replies = _Replies(self, number, len(calls))
+        count = len(calls)
+        replies: list[Reply | None] = [None] * count
         pending: list[Pending] = []
         self._calls[number] = pending
+        self._open[number] = count
         trace = self._watch.trace
-        for index, (endpoint, body, timeout, rows) in enumerate(calls):
+        for index, call in enumerate(calls):
+            timeout = call.timeout
             if time_left is not None and time_left < timeout:
                 timeout = time_left
-            if trace is not None:
-                endpoint = trace.endpoint(number, endpoint)
-            pending.append(endpoint.start(body, timeout, replies.callback(index), rows))
+            endpoint = call.endpoint if trace is None else trace.endpoint(number, call.endpoint)
+            awaited = _Awaited(self, number, replies, index)
+            pending.append(endpoint.start(call.body, timeout, awaited.ended, call.rows))
 
-    def replied(self, number: int, replies: Sequence[Reply]) -> None:
-        """All calls that component `number` asked for have ended."""
-        if not self.over:
+    def replied(self, number: int, replies: list[Reply | None]) -> None:
+        """A call that component `number` asked for has ended: with the last one, the component goes on."""
+        if self.over:
+            return
+        self._open[number] -= 1
+        if not self._open[number]:
             self._calls[number] = []
-            self._step(number, replies)
+            self._step(number, cast("list[Reply]", replies))
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, MatrixFull):
@@ -236,6 +232,7 @@ class Execution:
             for call in pending:
                 call.cancel()
         self._calls = []
+        self._open = []
 
     def _rest(self) -> None:
         """Says once that nobody touches the matrix any more."""
@@ -251,7 +248,7 @@ class Execution:
         on_idle(self)
 
     def __repr__(self) -> str:
-        open_calls = sum(map(len, self._calls))
+        open_calls = sum(self._open)
         return f"<Execution {self._left} components left, {self._stepping} stepping, {open_calls} calls open>"
 
 

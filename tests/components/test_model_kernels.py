@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.kernels import NO_ROOM, VALUE
-from components.model_kernels import read_model_scores
+from components.model_kernels import read_model_scores, score_plan
 from components.triton_wire import decode_outputs
 from components.wire import WireError
 from proto import triton_pb2
@@ -23,10 +24,12 @@ from tests.components.messages import LENGTH, PADS, broken, cut_anywhere, field,
 Response = triton_pb2.ModelInferResponse
 
 WANTED = (("a", DataType.FP32), ("bb", DataType.INT32))
-TEXTS = array(b"_aFP32bbINT32")
-OUTPUTS = np.array([(1, 1, 2, 4, 8), (6, 2, 8, 5, 4)], np.int64)  # a: two elements a row, bb: one
-SCORES = np.array([(0, 0, 4, 2), (0, 4, 4, 0), (1, 0, 4, 1)], np.int64)
+TEXTS = b"_aFP32bbINT32"
+OUTPUTS = [(1, 1, 2, 4, 8), (6, 2, 8, 5, 4)]  # a: two elements a row, bb: one
+SCORES = [(0, 0, 4, 2), (0, 4, 4, 0), (1, 0, 4, 1)]
 COLUMNS = 3
+PLAN = score_plan(COLUMNS, TEXTS, OUTPUTS, SCORES)
+BEFORE = 5  # bytes of the heap that belong to others
 
 
 def decoded(body: bytes, asked: int) -> list[list[bytes]] | None:
@@ -48,15 +51,18 @@ def hold(bodies: Sequence[bytes], counts: Sequence[int], lines: Sequence[int] | 
     """Reads the answers both ways; returns which of them the kernel read."""
     bounds = [0, *itertools.accumulate(counts)]
     height = bounds[-1] if lines is None else max(lines) + 1
-    flat = canaries(height * COLUMNS * 4)
-    states = np.zeros((height, COLUMNS), np.uint8)
+    heap = canaries(BEFORE + height * COLUMNS * 5 + BEFORE)
+    states_at = BEFORE + height * COLUMNS * 4
+    flat, states = heap[BEFORE:states_at], heap[states_at:-BEFORE].reshape(height, COLUMNS)
     codes = np.full(len(bodies), 9, np.int32)
     left = read_model_scores(
         array(b"".join(bodies)), np.array([*itertools.accumulate(map(len, bodies))], np.int64),
-        np.array(bounds, np.int64), np.array([] if lines is None else lines, np.int32), TEXTS, OUTPUTS, SCORES,
-        flat, states, codes,
+        np.array(bounds, np.int64), np.array([] if lines is None else lines, np.int32), PLAN,
+        BEFORE, states_at, height, heap, codes,
     )  # fmt: skip
     assert left == np.count_nonzero(codes)
+    assert (heap[:BEFORE] == CANARY).all()
+    assert (heap[-BEFORE:] == CANARY).all()
     written_lines = set()
     for number, body in enumerate(bodies):
         if codes[number]:
@@ -97,11 +103,12 @@ def test_what_is_usual_is_read() -> None:
     assert hold([usual(1)], [6]) == [True]  # one row for all
 
 
-def test_a_single_answer_needs_no_ends() -> None:
-    flat, states, codes = canaries(2 * COLUMNS * 4), np.zeros((2, COLUMNS), np.uint8), np.empty(1, np.int32)
-    into = (np.array([0, 2]), np.empty(0, np.int32), TEXTS, OUTPUTS, SCORES, flat, states, codes)
-    assert read_model_scores(array(usual(2)), np.empty(0, np.int64), *into) == 0
-    assert (states == VALUE).all()
+@pytest.mark.parametrize(("body", "left"), [(usual(2), 0), (usual(3), 1), (b"", 1)])
+def test_a_single_answer_needs_no_ends_and_no_codes(body: bytes, left: int) -> None:
+    heap, none = canaries(2 * COLUMNS * 5), np.empty(0, np.int32)
+    places = np.array([0, 2]), none, PLAN, 0, 2 * COLUMNS * 4, 2
+    assert read_model_scores(array(body), np.empty(0, np.int64), *places, heap, none) == left
+    assert (heap[2 * COLUMNS * 4 :] == (ABSENT if left else VALUE)).all()
 
 
 def test_an_answer_that_is_none_leaves_its_lines_alone() -> None:
@@ -162,9 +169,11 @@ GOOD = {
     "ends": [len(usual(2))],
     "bounds": [0, 2],
     "lines": [],
-    "outputs": OUTPUTS.tolist(),
-    "scores": SCORES.tolist(),
+    "outputs": OUTPUTS,
+    "scores": SCORES,
     "height": 2,
+    "before": 0,
+    "states": 0,
 }
 BAD = [
     {"ends": [len(usual(2)) + 1]},
@@ -187,19 +196,46 @@ BAD = [
     {"scores": [(0, 0, 4, 3)]},
     {"scores": [(0, -4, 4, 0)]},
     {"scores": [(0, 0, 8, 0)]},
+    {"scores": [(0, 0, 4, 0), (0, 0, 2, 1)]},
+    {"ends": [len(usual(2))] * 2, "bounds": [0, 1, 2]},  # codes for one only
+    {"before": 1},
+    {"before": -1},
+    {"states": -1},
+    {"states": 1},
 ]
 
 
 @pytest.mark.parametrize("change", BAD, ids=map(str, BAD))
-def test_arguments_that_do_not_fit_each_other(change: dict[str, object]) -> None:
-    given_values = GOOD | change
-    height = given_values["height"]
-    assert isinstance(height, int)
-    flat, states = canaries(height * COLUMNS * 4), np.zeros((height, COLUMNS), np.uint8)
+def test_arguments_that_do_not_fit_each_other(change: dict[str, Any]) -> None:
+    made = GOOD | change
+    height = made["height"]
+    heap, states_at = canaries(height * COLUMNS * 5), height * COLUMNS * 4
     code = read_model_scores(
-        array(usual(2)), np.array(given_values["ends"], np.int64), np.array(given_values["bounds"], np.int64),
-        np.array(given_values["lines"], np.int32), TEXTS, np.array(given_values["outputs"], np.int64),
-        np.array(given_values["scores"], np.int64), flat, states, np.empty(1, np.int32),
+        array(usual(2)), np.array(made["ends"], np.int64), np.array(made["bounds"], np.int64),
+        np.array(made["lines"], np.int32), score_plan(COLUMNS, TEXTS, made["outputs"], made["scores"]),
+        made["before"] * states_at, made["states"] * height * COLUMNS + states_at * (made["states"] >= 0), height,
+        heap, np.empty(1, np.int32),
     )  # fmt: skip
     assert code == NO_ROOM
-    assert (flat == CANARY).all()
+    assert (heap == CANARY).all()
+
+
+@pytest.mark.parametrize("size", range(len(PLAN) - 1))
+def test_a_plan_that_is_cut(size: int) -> None:
+    heap = canaries(2 * COLUMNS * 5)
+    ends, lines = np.array([len(usual(2))]), np.empty(0, np.int32)
+    states_at = 2 * COLUMNS * 4
+    code = read_model_scores(
+        array(usual(2)),
+        ends,
+        np.array([0, 2]),
+        lines,
+        PLAN[:size],
+        0,
+        states_at,
+        2,
+        heap,
+        np.empty(1, np.int32),
+    )
+    assert code == NO_ROOM
+    assert (heap == CANARY).all()

@@ -392,7 +392,7 @@ def test_both_codecs_write_the_same_request(
                     column,
                     np.arange(len(ids), dtype=np.int32),
                     values.view(np.uint8),
-                    Groups.of((0, start, stop)),
+                    Groups((0, start, stop)),
                 )
             ]
             for reference in (False, True)
@@ -406,7 +406,7 @@ def test_both_codecs_write_the_same_request(
 def decoded(body: bytes, rows: int, reference: bool) -> npt.NDArray[np.float32]:
     """The scores of one answer as the component reads them. Raises WireError."""
     scores = np.full(rows, np.nan, np.float32)
-    left = ComputeCodec(["id"], "c", reference).decode([body], batches(rows, 0), scores)
+    left = ComputeCodec(["id"], "c", reference).decode([Answer(body=body)], batches(rows, 0), scores)
     return decode_scores(body, rows) if left else scores
 
 
