@@ -31,12 +31,36 @@ LONGEST_WAIT: Final = 5.0
 LINGER_MS: Final = 5
 
 
+class _ClientLog(logging.Handler):
+    """What the Kafka client said last. Its exceptions do not tell why it cannot get to a broker; its log does.
+
+    The client logs each attempt, ten times a second: none of it gets any further.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._last = ""
+        logger = logging.getLogger("aiokafka")
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.handlers = [self]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._last = record.getMessage()
+
+    def take(self, otherwise: str) -> str:
+        """The last message since this was asked; `otherwise` when there is none."""
+        last, self._last = self._last, ""
+        return last or otherwise
+
+
 class KafkaSink:
     """One producer. Looks for its brokers at once, and waits for them as long as it takes."""
 
     def __init__(self, kafka: KafkaSettings, settings: LogSettings) -> None:
         self._kafka = kafka
         self._settings = settings
+        self._said = _ClientLog()
         self._producer: AIOKafkaProducer | None = None
         self._trouble = ""
 
@@ -58,7 +82,7 @@ class KafkaSink:
                 await producer.start()
             except KafkaError as error:
                 await producer.stop()
-                self._note(f"no broker answers: {error}")
+                self._note(f"no broker answers: {self._said.take(str(error))}")
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_WAIT)
             except asyncio.CancelledError:

@@ -310,8 +310,6 @@ def open_sink(settings: Settings, board: Board) -> Sink:
     """
     warm_up()
     if settings.logs_to == "kafka":
-        # The client tells of each attempt, ten times a second; the sink tells what it comes to.
-        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
         return KafkaSink(settings.kafka, settings.log)
     directory = settings.log.directory
     assert directory is not None  # logs_to says so
