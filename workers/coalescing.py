@@ -49,14 +49,21 @@ class Coalescing:
         self.saved = saved
         self._flights: dict[Body, _Flight] = {}
 
-    def start(self, body: Body, timeout: float, on_done: OnDone, rows: int) -> Pending:
+    def start(
+        self, body: Body, timeout: float, on_done: OnDone, rows: int, through: Endpoint | None = None
+    ) -> Pending:
+        """`through`: the endpoint that is called if there is no call under way; None: the usual one."""
         flight = self._flights.get(body)
         if flight is not None:
             self.saved.value += rows
             return flight.join(timeout, on_done)
         flight = self._flights[body] = _Flight(self, body, rows, on_done)
-        flight.call = self.endpoint.start(body, timeout, flight.ended, rows)
+        flight.call = (through or self.endpoint).start(body, timeout, flight.ended, rows)
         return flight
+
+    def through(self, endpoint: Endpoint) -> Endpoint:
+        """The same for one request, whose own calls go through this endpoint."""
+        return _Through(self, endpoint)
 
     def land(self, flight: _Flight) -> None:
         """A flight is over: nobody joins it any more."""
@@ -65,6 +72,22 @@ class Coalescing:
 
     def __repr__(self) -> str:
         return f"<Coalescing {len(self._flights)} calls in flight to {self.endpoint!r}>"
+
+
+class _Through:
+    """Shares calls with all others; those that it begins go through an endpoint of its own."""
+
+    __slots__ = ("_coalescing", "_endpoint")
+
+    def __init__(self, coalescing: Coalescing, endpoint: Endpoint) -> None:
+        self._coalescing = coalescing
+        self._endpoint = endpoint
+
+    def start(self, body: Body, timeout: float, on_done: OnDone, rows: int) -> Pending:
+        return self._coalescing.start(body, timeout, on_done, rows, self._endpoint)
+
+    def __repr__(self) -> str:
+        return f"<_Through {self._endpoint!r}, sharing with {self._coalescing!r}>"
 
 
 class _Flight:

@@ -28,7 +28,7 @@ from workers.plans import PlanSet
 from workers.requests import ADAPTERS, BadRequest, Reading
 
 if TYPE_CHECKING:  # nothing of OpenTelemetry is imported while tracing is off
-    from workers.tracing import RequestTrace, Tracing
+    from workers.tracing import PassedOn, RequestTrace, Tracing
 
 __all__ = ["RETRIEVE", "Answered", "InferenceLog", "Served", "Service", "Ticket", "user_id"]
 
@@ -111,7 +111,7 @@ class Ticket:
         deadline: float | None,
         answer: Callable[[Answered], None],
         request_id: bytes,
-        trace: RequestTrace | None,
+        trace: RequestTrace | PassedOn | None,
     ) -> None:
         self._service = service
         self._method = method
@@ -333,7 +333,7 @@ def _count_failures(plan: Plan, scoring: Scoring) -> None:
 
 
 def _log_failures(
-    plan: Plan, scoring: Scoring, tracking_id: str, request_id: bytes, trace: RequestTrace | None
+    plan: Plan, scoring: Scoring, tracking_id: str, request_id: bytes, trace: RequestTrace | PassedOn | None
 ) -> None:
     """What went wrong, without what was in the request: causes may quote values, kinds do not."""
     failures = [*scoring.failures, *(scoring.slates.failures if scoring.slates is not None else ())]
@@ -344,7 +344,7 @@ def _log_failures(
             "model_config_id": plan.model_config_id,
             "tracking_id": tracking_id,
             "request_id": request_id.decode(),
-            **({"trace_id": trace.trace_id} if trace is not None else {}),
+            **({"trace_id": trace.trace_id} if trace is not None and trace.trace_id else {}),
             "rows": scoring.matrix.rows,
             "failed": {f"{component}: {kind}": count for (component, kind), count in kinds.items()},
         },

@@ -47,9 +47,9 @@ class ChannelEndpoint:
     ) -> Pending:
         return self._channel.start(self._method, body, timeout, self._meters.begun(rows, on_done))
 
-    def with_header(self, name: bytes, value: bytes) -> ChannelEndpoint:
-        """The same, with one more header in each call."""
-        method = Method(self._method.path, (*self._method.headers, (name, value)))
+    def with_headers(self, headers: Metadata) -> ChannelEndpoint:
+        """The same, with these headers in each call, too."""
+        method = Method(self._method.path, (*self._method.headers, *headers))
         return ChannelEndpoint(self._channel, method, self._meters)
 
     @property

@@ -9,6 +9,7 @@ cd "$(dirname "$0")/../.."
 prefix=${1:?say where to: an absolute path}
 : "${NUMBA_CPU_NAME:?an LLVM CPU name such as x86-64-v3, or generic}"
 export NUMBA_CPU_FEATURES="" PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONPATH  # nothing but what is installed here
 rooms=(cli components dag frontdoor inferlog proto rpc shared sidecar workers)
 
 mkdir -p "$prefix/app"
@@ -35,7 +36,6 @@ fi
 python=$prefix/venv/bin/python
 "$python" -m compileall -q "$prefix/app" "$prefix/venv/lib"
 cd "$prefix"  # not the checkout, whose packages would be imported
-unset PYTHONPATH
 "$python" -c 'import cli.main, frontdoor.main, sidecar.config, sidecar.logs, workers.main'
 "$pip" uninstall --quiet --yes pip setuptools
 rm -rf "$prefix"/app/*.egg-info/SOURCES.txt

@@ -72,10 +72,19 @@ def test_a_traced_request(tmp_path_factory: pytest.TempPathFactory) -> None:
     ):
         body = score("shop", ["a", "b"])
         pod.call(POINT, body)  # nobody asked for a trace
-        pod.call(POINT, body, metadata={"traceparent": f"00-{TRACE}-{CALLER}-00"})  # nor here
-        upstreams.take_calls()
-        pod.call(POINT, body, metadata={"traceparent": f"00-{TRACE}-{CALLER}-01"})
         calls = upstreams.take_calls()
+        assert calls
+        assert not [call for call in calls if "traceparent" in call.metadata]
+        state = {"tracestate": "vendor=1"}
+        # Nor here; but upstreams are told of it.
+        pod.call(POINT, body, metadata={"traceparent": f"00-{TRACE}-{CALLER}-00", **state})
+        told = [
+            (call.metadata["traceparent"], call.metadata["tracestate"]) for call in upstreams.take_calls()
+        ]
+        assert told == [(f"00-{TRACE}-{CALLER}-00", "vendor=1")] * len(calls)
+        pod.call(POINT, body, metadata={"traceparent": f"00-{TRACE}-{CALLER}-01", **state})
+        calls = upstreams.take_calls()
+        assert {call.metadata["tracestate"] for call in calls} == {"vendor=1"}
         eventually(
             lambda: len(collector.spans()) == 5, "all spans are there", lambda: repr(collector.spans())
         )

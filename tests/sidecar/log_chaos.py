@@ -34,6 +34,7 @@ from tests.frontdoor.process import PATIENCE, ROOT, eventually
 __all__ = ["Outcome", "either_killed", "sidecars_killed", "workers_killed"]
 
 WORKERS = 2
+FIRST_START = 300.0  # seconds; a log sidecar may have to compile its kernels
 READ = 5_000
 """Rows that a log sidecar has read before it is killed."""
 
@@ -120,7 +121,8 @@ class _Chaos:
         return dict(ask(self.home)["total"])
 
     def wait_until_read(self, rows: int) -> None:
-        eventually(lambda: self.received() >= rows, f"a log sidecar has read {rows} rows", self.__repr__)
+        what = f"a log sidecar has read {rows} rows"
+        eventually(lambda: self.received() >= rows, what, self.__repr__, FIRST_START)
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

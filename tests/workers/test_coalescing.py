@@ -133,6 +133,25 @@ def world() -> World:
     return World()
 
 
+def test_a_request_may_begin_calls_by_an_endpoint_of_its_own_and_shares_them(world: World) -> None:
+    own = Upstream(world.loop)
+    usual, heard = world.endpoint, []
+    world.endpoint = usual.through(own)  # type: ignore[arg-type,assignment]
+    first = world.ask(A)
+    world.endpoint = usual
+    second = world.ask(A)
+    assert ([body for body, _ in own.started], world.upstream.started) == ([A], [])
+    own.open[0].end(FINE)
+    world.loop.run_until(world.loop.now)
+    assert [status for status, _ in first.heard + second.heard] == [0, 0]
+    usual.through(own).start(A, 1.0, heard.append, 5)  # type: ignore[arg-type]
+    joined = world.ask(A)
+    own.open[0].end(DOWN)
+    world.loop.run_until(world.loop.now)
+    assert [body for body, _ in world.upstream.started] == [A], "who joined asks by the usual one"
+    assert (len(heard), joined.heard) == (1, [])
+
+
 def test_identical_calls_are_one(world: World) -> None:
     first, second, other = world.ask(A), world.ask(A), world.ask(B)
     assert [body for body, _ in world.upstream.started] == [A, B]
