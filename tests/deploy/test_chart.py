@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from cli.probe import PATHS
 from cli.up import environment
@@ -27,6 +29,7 @@ from tests.deploy.charts import (
     stored_digest,
     values,
 )
+from tests.interop.tools import TOOLS
 
 CUSTOM = ("ScaledObject", "ServiceMonitor")
 """Kinds that Kubernetes itself does not know."""
@@ -231,6 +234,44 @@ def test_inline_configs_are_laid_out_as_a_directory() -> None:
     paths = {item["path"]: json.loads(data[item["key"]]) for item in source["configMap"]["items"]}
     assert paths.keys() == {"config-map/shop.json", "expression-config/sum.json"}
     assert paths["expression-config/sum.json"] == {"expression": "a b +"}
+
+
+# ---------------------------------------------------------------- with schemas of operators
+
+
+def closed(schema: Any) -> Any:
+    """The same schema for strict readers: a property that it does not name is an error."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    below = {name: closed(one) for name, one in schema.items()}
+    if "properties" in below and not below.get("x-kubernetes-preserve-unknown-fields"):
+        below.setdefault("additionalProperties", False)
+    return below
+
+
+def problems(manifest: Manifest) -> list[str]:
+    """What the definition of its kind has against a manifest."""
+    group, version = manifest["apiVersion"].split("/")
+    (path,) = (TOOLS / "crds").glob(f"{group}_{manifest['kind'].lower()}s.yaml")
+    versions = yaml.safe_load(path.read_text())["spec"]["versions"]
+    (schema,) = [
+        one["schema"]["openAPIV3Schema"] for one in versions if one["name"] == version and one["served"]
+    ]
+    metadata = {"metadata": {"type": "object"}}  # Kubernetes' own
+    schema = closed({**schema, "properties": {**schema["properties"], **metadata}})
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(manifest)]
+
+
+@pytest.mark.full
+def test_operators_know_every_field() -> None:
+    custom = {one["kind"]: one for one in kept("everything") if one["kind"] in CUSTOM}
+    assert custom.keys() == set(CUSTOM)
+    for manifest in custom.values():
+        assert problems(manifest) == []
+        misspelt = {**manifest, "spec": {**manifest["spec"], "triggerz": []}}
+        assert len(problems(misspelt)) == 1
 
 
 # ---------------------------------------------------------------- with helm

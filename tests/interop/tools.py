@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.frontdoor.process import PATIENCE, ROOT
 
-__all__ = ["run", "tool"]
+__all__ = ["TOOLS", "run", "tool"]
 
 TOOLS = ROOT / ".tools"
 
