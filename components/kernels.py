@@ -58,6 +58,8 @@ ABSENT, VALUE, EMPTY = 0, 1, 2  # states of a cell, shared.shm_matrix
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_njit: Any = numba.njit  # its types do not tell of _nrt
+
 
 def _inline(function: Function) -> Function:
     """Compiled into the kernels that call it."""
@@ -66,13 +68,24 @@ def _inline(function: Function) -> Function:
 
 def _callee(function: Function) -> Function:
     """Compiled once, called by kernels of the same file: what is long, or called from several places."""
+    return cast(Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
+
+
+def _maker(function: Function) -> Function:
+    """A `_callee` that makes arrays, as the kernels that call it say of themselves."""
     return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
 
 
-def _kernel(signature: Any) -> Callable[[Function], Function]:
-    """Compiled for this signature when the module is imported, or taken from the cache."""
+def _kernel(signature: Any, *, makes_arrays: bool = False) -> Callable[[Function], Function]:
+    """Compiled for this signature when the module is imported, or taken from the cache.
+
+    Only what makes arrays has numba's runtime: it counts who holds an array, with an atomic instruction wherever
+    one is handed on in a loop. The caller holds those that a kernel takes. (Without it a call costs half as much,
+    and a kernel of small functions a tenth.)
+    """
     return cast(
-        Callable[[Function], Function], numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+        Callable[[Function], Function],
+        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=makes_arrays),
     )
 
 

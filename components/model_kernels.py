@@ -190,7 +190,7 @@ def _fits(plan, lines):
     return lines >= 0
 
 
-@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT))
+@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT), makes_arrays=True)
 def read_model_scores(
     bodies: Any,
     ends: Any,

@@ -32,6 +32,7 @@ from components.kernels import (
     _callee,
     _inline,
     _kernel,
+    _maker,
 )
 from shared.datatypes import DataType
 
@@ -352,7 +353,7 @@ def _gather_words(heap, cells, cells_at, states_at, columns, index, rows, recipe
     return absent
 
 
-@_callee
+@_maker
 def _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
     """`gather_cells` of cells of any width and type."""
     width = np.int64(recipe[WIDTH])
@@ -399,7 +400,7 @@ def _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, out, st
     return absent
 
 
-@_kernel(INT(U8, INT, INT, INT, I32, I32, I32, U8_2_OUT, INT))
+@_kernel(INT(U8, INT, INT, INT, I32, I32, I32, U8_2_OUT, INT), makes_arrays=True)
 def gather_cells(
     heap: Any,
     cells_at: Any,
@@ -456,7 +457,7 @@ def common_size(sizes: Any, index: Any, rows: Any, column: Any) -> int:
     return common
 
 
-@_kernel(INT(U8, I64_2, I32_2, I32, I32, INT, INT, INT, INT, U8_2_OUT, INT))
+@_kernel(INT(U8, I64_2, I32_2, I32, I32, INT, INT, INT, INT, U8_2_OUT, INT), makes_arrays=True)
 def gather_values(
     heap: Any,
     starts: Any,
