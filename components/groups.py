@@ -14,7 +14,7 @@ from numpy import frombuffer, uint8
 from dag.component import Reply
 from shared.shm_matrix import Bytes
 
-__all__ = ["Groups", "batches", "joined"]
+__all__ = ["Groups", "Places", "batches", "joined"]
 
 Places = npt.NDArray[np.int64]
 NO_PLACES: Final[Places] = np.empty(0, np.int64)

@@ -1,6 +1,6 @@
 """The hot loops of a request, compiled: wire bytes ↔ the arrays of a matrix.
 
-Every kernel stands beside a reference written with protobuf objects (`onfs_wire`, `numerix_wire`,
+Every kernel stands beside a reference written with protobuf objects (`onfs_wire`,
 `workers.requests`) and does the same for every input, or says that it cannot: it returns
 a negative code, and the caller takes the reference's way or its error.
 
@@ -31,10 +31,8 @@ __all__ = [
     "ask_keys",
     "distinct_keys",
     "encode_batches",
-    "encode_compute_rows",
     "encode_keys",
     "read_result",
-    "read_scores",
     "read_slates",
     "read_targets",
     "scan_request",
@@ -453,151 +451,6 @@ def read_result(
             return UNUSUAL
         row += 1
     return heap_at if row == count else UNUSUAL
-
-
-# --- numerix
-
-
-@_kernel(INT(U8, I64, I32, INT, I32, U8_2, I64, U8_OUT, types.int64[::1]))
-def encode_compute_rows(
-    heap: Any,
-    starts: Any,
-    sizes: Any,
-    step: Any,
-    rows: Any,
-    values: Any,
-    bounds: Any,
-    out: Any,
-    ends: Any,
-) -> int:
-    """Writes EntityScoreData.entity_scores (field 2), request after request; returns the bytes written.
-
-    Request i is about rows bounds[i] … bounds[i + 1] − 1 of `values` (float32, as bytes [rows, 4 × variables]), and
-    ends at ends[i] of `out`. The id text of row r is heap[starts[rows[r] × step] …]; step 0: all rows have one.
-    The caller vouches for rows, starts and sizes. Reference: numerix_wire.encode_compute.
-    """
-    variables = values.shape[1] // 4
-    at = 0
-    if bounds.shape[0] > ends.shape[0] + 1 or rows.shape[0] < values.shape[0]:
-        return NO_ROOM
-    for request in range(bounds.shape[0] - 1):
-        if bounds[request] < 0 or bounds[request + 1] > values.shape[0]:
-            return NO_ROOM
-        for row in range(bounds[request], bounds[request + 1]):
-            start = starts[rows[row] * step]
-            length = np.int64(sizes[rows[row] * step])
-            inner = 1 + _varint_bytes(length) + length + 6 * variables
-            outer = 1 + _varint_bytes(inner) + inner
-            if at + 12 + outer > out.shape[0]:
-                return NO_ROOM
-            out[at] = 0x12
-            at = _put_varint(out, at + 1, outer)
-            out[at] = 0x12
-            at = _put_varint(out, at + 1, inner)
-            out[at] = 0x0A
-            at = _put_varint(out, at + 1, length)
-            at = _copy(heap, start, length, out, at)
-            for variable in range(variables):
-                place = 4 * variable
-                out[at] = 0x0A
-                out[at + 1] = 4
-                out[at + 2] = values[row, place]
-                out[at + 3] = values[row, place + 1]
-                out[at + 4] = values[row, place + 2]
-                out[at + 5] = values[row, place + 3]
-                at += 6
-        ends[request] = at
-    return at
-
-
-@_kernel(INT(U8, types.float32[::1]))
-def _read_answer(body: Any, scores: Any) -> int:
-    """How many rows a NumerixResponseProto has, their scores written to scores[0] …; UNUSUAL for too many.
-
-    With types of its own: inlined into the loop over answers, it takes ten times as long.
-    """
-    end = body.shape[0]
-    out = scores.view(np.uint32)
-    if end == 0 or body[0] != 0x0A:
-        return UNUSUAL
-    at, stop = _length(body, 1, end)
-    if at < 0:
-        return MALFORMED
-    if stop != end:
-        return UNUSUAL
-    row = 0
-    while at < stop:
-        tag, at = _tag(body, at, stop)
-        if at < 0:
-            return at
-        if tag != 0x12:
-            if tag != 0x0A:
-                return UNUSUAL
-            at = _skip_text(body, at, stop)
-            if at < 0:
-                return at
-            continue
-        inner, after = _length(body, at, stop)
-        if inner < 0:
-            return MALFORMED
-        at = after
-        if inner >= after or body[inner] != 0x12:
-            return UNUSUAL
-        inner, last = _length(body, inner + 1, after)
-        if inner < 0:
-            return MALFORMED
-        if last != after:
-            return UNUSUAL
-        number = 0
-        while inner < last:
-            if body[inner] != 0x0A:
-                return UNUSUAL
-            start, inner = _length(body, inner + 1, last)
-            if start < 0:
-                return MALFORMED
-            if number == 1:
-                if inner - start != 4:
-                    return UNUSUAL
-                if row >= scores.shape[0]:
-                    return UNUSUAL
-                out[row] = (
-                    np.uint32(body[start])
-                    | (np.uint32(body[start + 1]) << np.uint32(8))
-                    | (np.uint32(body[start + 2]) << np.uint32(16))
-                    | (np.uint32(body[start + 3]) << np.uint32(24))
-                )
-            number += 1
-        if number < 2:
-            return UNUSUAL
-        row += 1
-    return row
-
-
-@_kernel(INT(U8, I64, I64, types.float32[::1], I32_OUT))
-def read_scores(bodies: Any, ends: Any, bounds: Any, scores: Any, codes: Any) -> int:
-    """Reads the FP32 scores of NumerixResponseProtos that stand one after the other.
-
-    Answer i ends at ends[i] of `bodies` (no ends: there is one answer); its scores go to scores[bounds[i]] …
-    scores[bounds[i + 1] − 1]. codes [answers]: 0, or why its scores are garbage: UNUSUAL, anything but one
-    computation_score_data with byte rows of an id and a 4-byte value, as many as asked for. Returns how many codes
-    are not 0, or NO_ROOM when the arguments do not fit each other. Reference: numerix_wire.decode_scores.
-    """
-    answers = bounds.shape[0] - 1
-    if (ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0)) or codes.shape[0] < answers:
-        return NO_ROOM
-    bad = 0
-    begin = np.int64(0)
-    for i in range(answers):
-        end = ends[i] if ends.shape[0] else bodies.shape[0]
-        first, count = bounds[i], bounds[i + 1] - bounds[i]
-        if end < begin or end > bodies.shape[0] or first < 0 or count < 0 or first + count > scores.shape[0]:
-            return NO_ROOM
-        found = _read_answer(bodies[begin:end], scores[first : first + count])
-        codes[i] = 0 if found == count else (found if found < 0 else UNUSUAL)
-        if found != count:
-            bad += 1
-        begin = end
-    return bad
 
 
 # --- requests

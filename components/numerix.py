@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +32,15 @@ __all__ = ["Numerix"]
 Floats = npt.NDArray[np.float32]
 
 
-class _Part(NamedTuple):
+class _Part:
     """Rows of the matrix, their values, and the groups of them that are computed by themselves."""
 
-    rows: Rows
-    values: Bytes  # as Numerix._values
-    groups: Groups
+    __slots__ = ("groups", "rows", "values")
+
+    def __init__(self, rows: Rows, values: Bytes, groups: Groups) -> None:
+        self.rows = rows
+        self.values = values  # as Numerix._values
+        self.groups = groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,26 +73,30 @@ class Numerix:
     def _run_targets(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
         rows = matrix.all_rows
-        values, misfits = self._values(matrix, rows)
-        for misfit in misfits:
-            scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
-        groups = self._groups(len(rows))
-        parts = [_Part(rows, values, groups)]
+        groups = self._groups(matrix.rows)
+        parts: list[_Part] = []
+        calls = self._plain_calls(matrix, rows, groups)
+        if calls is None:
+            values, misfits = self._values(matrix, rows)
+            for misfit in misfits:
+                scoring.fail(self.name, misfit.reason, rows[misfit.position : misfit.position + 1])
+            parts.append(_Part(rows, values, groups))
+            if self.endpoint is not None:
+                calls = self._calls(self.endpoint, matrix, parts, groups)
         replies: Sequence[Reply] = ()
-        if self.endpoint is not None:
-            replies = yield self._calls(self.endpoint, matrix, parts, groups)
-        block = CellBlock.empty(matrix.slot, matrix.rows, 1, self.score.width)
+        if calls is not None:
+            replies = yield calls
+        block = CellBlock.unwritten(matrix.slot, matrix.rows, 1, self.score.width)
         direct = self.score.data_type is DataType.FP32
-        scores = block.flat.view(np.float32) if direct else np.zeros(matrix.rows, np.float32)
+        scores = block if direct else _float_block(matrix.rows)
         failed = self._score(scores, parts, groups, replies)
         if not direct:
-            self._put(block, scores)
-        block.states[:] = VALUE
+            self._put(block, scores.flat.view(np.float32))
+            block.states[:] = scores.states
+        matrix.blocks[self.score.block] = block
         for number, error in failed:
             start, stop = groups.bounds[number], groups.bounds[number + 1]
-            block.states[start:stop] = ABSENT
             scoring.fail(self.name, str(error), rows[start:stop], error.kind)
-        matrix.blocks[self.score.block] = block
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
         """A slate component in a request without slates: see components.predator."""
@@ -114,14 +120,13 @@ class Numerix:
         replies: Sequence[Reply] = ()
         if self.endpoint is not None:
             replies = yield self._calls(self.endpoint, scoring.matrix, parts, groups)
-        scores = np.zeros(bounds[-1], np.float32)
+        scores = _float_block(bounds[-1])
         failed = self._score(scores, parts, groups, replies)
         firsts = np.zeros(slates.matrix.rows, np.float32)
-        firsts[asked] = scores[groups.limits[:-1]]
+        firsts[asked] = scores.flat.view(np.float32)[groups.limits[:-1]]
         self._put(block, firsts)
-        block.states[asked] = VALUE
+        block.states[asked] = scores.states[groups.limits[:-1]]
         for number, error in failed:
-            block.states[asked[number]] = ABSENT
             scoring.fail_slates(self.name, str(error), np.array([asked[number]], np.int32), error.kind)
 
     def _slate_parts(
@@ -159,44 +164,72 @@ class Numerix:
             return TextColumn.of(matrix.slot, texts(matrix, self.id_source, matrix.all_rows))
         return column
 
+    def _plain_calls(self, matrix: ShmMatrix, rows: Rows, groups: Groups) -> list[Call] | None:
+        """The calls of the usual case: all variables are FP32 columns of one block, and all have values."""
+        endpoint = self.endpoint
+        cells = self.inputs.plain(matrix) if endpoint is not None and self.variables else None
+        if endpoint is None or cells is None:
+            return None
+        bodies = self.codec.encode_cells(self._ids(matrix), rows, cells, groups)
+        return None if bodies is None else self._calls_of(endpoint, bodies, groups)
+
     def _calls(
         self, endpoint: Endpoint, matrix: ShmMatrix, parts: Sequence[_Part], groups: Groups
     ) -> list[Call]:
         ids = self._ids(matrix)
-        bodies = [
-            body for part in parts for body in self.codec.encode(ids, part.rows, part.values, part.groups)
-        ]
+        bodies: list[tuple[bytes, ...]] = []
+        for part in parts:
+            bodies += self.codec.encode(ids, part.rows, part.values, part.groups)
+        return self._calls_of(endpoint, bodies, groups)
+
+    def _calls_of(
+        self, endpoint: Endpoint, bodies: Sequence[tuple[bytes, ...]], groups: Groups
+    ) -> list[Call]:
+        bounds, timeout = groups.bounds, self.timeout
         return [
-            Call(endpoint, body, self.timeout, stop - start)
-            for body, (start, stop) in zip(bodies, itertools.pairwise(groups.bounds), strict=True)
+            Call(endpoint, body, timeout, bounds[number + 1] - bounds[number])
+            for number, body in enumerate(bodies)
         ]
 
     def _score(
-        self, scores: Floats, parts: Sequence[_Part], groups: Groups, replies: Sequence[Reply]
+        self, scores: CellBlock, parts: Sequence[_Part], groups: Groups, replies: Sequence[Reply]
     ) -> list[tuple[int, WireError]]:
         """Writes the scores of all lines of the parts; returns which groups have none, and why.
 
-        `groups` are those of all parts, in the numbering of all their lines together.
+        `groups` are those of all parts, in the numbering of all their lines together; `scores` a block of one FP32
+        column with all these lines, all of whose states are written.
         """
-        failed: list[tuple[int, WireError]] = []
-        bounds = groups.bounds
         if self.endpoint is None:
-            inputs = [part.values[a:b] for part in parts for a, b in itertools.pairwise(part.groups.bounds)]
-            for number, values in enumerate(inputs):
-                try:
-                    scores[bounds[number] : bounds[number + 1]] = self._compute(values)
-                except ExpressionError as uncomputable:
-                    failed.append((number, WireError(str(uncomputable), "BAD_VALUE")))
-            return failed
+            return self._score_here(scores, parts, groups)
+        failed: list[tuple[int, WireError]] = []
         for number in self.codec.decode(replies, groups, scores):
             reply = replies[number]
-            start, stop = bounds[number], bounds[number + 1]
+            start, stop = groups.bounds[number], groups.bounds[number + 1]
             try:
                 if reply.status:
                     raise WireError(cause(reply), Status(reply.status).name)
-                scores[start:stop] = decode_scores(reply.body, stop - start)
+                scores.flat.view(np.float32)[start:stop] = decode_scores(reply.body, stop - start)
+                scores.states[start:stop] = VALUE
             except WireError as error:
+                scores.states[start:stop] = ABSENT
                 failed.append((number, error))
+        return failed
+
+    def _score_here(
+        self, scores: CellBlock, parts: Sequence[_Part], groups: Groups
+    ) -> list[tuple[int, WireError]]:
+        """`_score` without a service."""
+        failed: list[tuple[int, WireError]] = []
+        inputs = [part.values[a:b] for part in parts for a, b in itertools.pairwise(part.groups.bounds)]
+        floats = scores.flat.view(np.float32)
+        for number, values in enumerate(inputs):
+            start, stop = groups.bounds[number], groups.bounds[number + 1]
+            try:
+                floats[start:stop] = self._compute(values)
+                scores.states[start:stop] = VALUE
+            except ExpressionError as uncomputable:
+                scores.states[start:stop] = ABSENT
+                failed.append((number, WireError(str(uncomputable), "BAD_VALUE")))
         return failed
 
     def _compute(self, values: Bytes) -> Floats:
@@ -212,3 +245,8 @@ class Numerix:
         if self.score.data_type is not DataType.FP32:
             scores = np.ascontiguousarray(numbers.convert(scores, DataType.FP32, self.score.data_type))
         block.flat[:] = scores.view(np.uint8)
+
+
+def _float_block(lines: int) -> CellBlock:
+    """A block of one FP32 column that belongs to no matrix."""
+    return CellBlock(np.empty(5 * lines, np.uint8), lines, 1, 4, 0, 4 * lines)

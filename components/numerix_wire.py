@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
+from numpy import empty, int32, int64
 
-from components import kernels
-from components.groups import Groups, joined
+from components.groups import Groups, Places, joined
+from components.kernels import NO_ROOM
+from components.numerix_kernels import encode_compute_cells, encode_compute_rows, read_scores
 from components.scratch import scratch
+from components.tensors import PlainCells
 from components.wire import WireError, field_head
 from dag.component import Reply
 from proto import numerix_pb2
-from shared.shm_matrix import Bytes, Rows, TextColumn
+from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, TextColumn
 
 __all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
 
 Floats = npt.NDArray[np.float32]
 
+NO_INDEX: Final[Rows] = IDENTITY
+NO_CODES: Final[Rows] = np.empty(0, np.int32)
 ENTITY_SCORE_DATA = 0x0A  # field 1 of the request, length-delimited
 
 
@@ -59,17 +65,44 @@ class ComputeCodec:
             ]
         step = 0 if ids.constant else 1
         limits = groups.limits
-        ends = np.empty(len(limits) - 1, np.int64)
+        ends = empty(len(limits) - 1, int64)
         while True:
             out = scratch.out
-            size = kernels.encode_compute_rows(
-                ids.heap, ids.starts, ids.sizes, step, rows, values, limits, out, ends
-            )
-            if size != kernels.NO_ROOM:
+            size = encode_compute_rows(ids.heap, ids.starts, ids.sizes, step, rows, values, limits, out, ends)
+            if size != NO_ROOM:
                 break
             scratch.grow_out()
         assert size >= 0, size
-        packed = out[:size].tobytes()
+        return self._bodies(out, size, ends)
+
+    def encode_cells(
+        self, ids: TextColumn, rows: Rows, cells: PlainCells, groups: Groups
+    ) -> list[tuple[bytes, ...]] | None:
+        """Requests as those of `encode`, each about one group of `rows`, whose variables are FP32 cells of a block.
+
+        None when one of them has no value, and for the reference codec.
+        """
+        if self._reference:
+            return None
+        block, index = cells.block, cells.block.index
+        step = 0 if ids.constant else 1
+        limits = groups.limits
+        ends = empty(len(limits) - 1, int64)
+        while True:
+            out = scratch.out
+            size = encode_compute_cells(
+                ids.heap, ids.starts, ids.sizes, step, rows,
+                block.heap, block.cells_at, block.states_at, block.columns, NO_INDEX if index is None else index,
+                cells.recipe, limits, out, ends,
+            )  # fmt: skip
+            if size != NO_ROOM:
+                break
+            scratch.grow_out()
+        return self._bodies(out, size, ends) if size >= 0 else None
+
+    def _bodies(self, out: Bytes, size: int, ends: Places) -> list[tuple[bytes, ...]]:
+        """The requests whose entries a kernel has written to `out`, each up to its end."""
+        packed: bytes = out[:size].tobytes()
         if len(ends) == 1:
             return [self._framed(packed)]
         return [self._framed(packed[a:b]) for a, b in itertools.pairwise((0, *ends.tolist()))]
@@ -78,18 +111,22 @@ class ComputeCodec:
         length = len(self._head) + len(entries) + len(self._tail)
         return field_head(ENTITY_SCORE_DATA, length), self._head, entries, self._tail
 
-    def decode(self, replies: Sequence[Reply], groups: Groups, scores: Floats) -> Sequence[int]:
-        """Writes the scores of answers, each about one group, where the group is in `scores`.
+    def decode(self, replies: Sequence[Reply], groups: Groups, scores: CellBlock) -> Sequence[int]:
+        """Writes the scores of answers, each about one group, to the lines of the group.
 
-        Returns the numbers of those that are to be read by `decode_scores`, or have none.
+        `scores`: a block of one FP32 column; the states of all groups are written. Returns the numbers of the
+        answers that are to be read by `decode_scores`, or have none.
         """
         if self._reference:
             return range(len(replies))
         packed, ends = joined(replies)
-        codes = np.empty(len(replies), np.int32)
-        left = kernels.read_scores(packed, ends, groups.limits, scores, codes)
+        answers = len(replies)
+        codes = NO_CODES if answers == 1 else empty(answers, int32)
+        left = read_scores(packed, ends, groups.limits, scores.cells_at, scores.states_at, scores.heap, codes)
         assert left >= 0, left
-        return np.flatnonzero(codes).tolist() if left else ()
+        if not left:
+            return ()
+        return (0,) if answers == 1 else np.flatnonzero(codes).tolist()
 
 
 def encode_compute(schema: Sequence[str], compute_id: str, ids: Sequence[bytes], values: Floats) -> bytes:

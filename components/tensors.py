@@ -28,7 +28,7 @@ from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, VarBlock
 
-__all__ = ["Misfit", "Tensor", "TensorInput"]
+__all__ = ["Misfit", "PlainCells", "Tensor", "TensorInput"]
 
 NOTHING = b"0.0"  # the text of a missing value
 
@@ -93,10 +93,20 @@ class Tensor:
         return [packed[start:stop] for start, stop in itertools.pairwise(places)]
 
 
+class PlainCells:
+    """Cells of a block, side by side as its recipe says (`tensor_kernels.cell_recipe`)."""
+
+    __slots__ = ("block", "recipe")
+
+    def __init__(self, block: CellBlock, recipe: npt.NDArray[np.int32]) -> None:
+        self.block = block
+        self.recipe = recipe
+
+
 class _Cells:
     """Neighbouring features of a tensor that are columns of one block and one type: gathered in one go."""
 
-    __slots__ = ("_block", "_recipe", "count", "externals")
+    __slots__ = ("_block", "_recipe", "_stays", "count", "externals")
 
     def __init__(self, columns: Sequence[ByteColumn], externals: Sequence[int], target: DataType) -> None:
         self.count = sum(column.count for column in columns)  # elements a row
@@ -105,6 +115,15 @@ class _Cells:
         self._recipe = tensor_kernels.cell_recipe(
             columns[0].width, columns[0].data_type.element, target, [column.column for column in columns]
         )
+        self._stays = columns[0].data_type is target
+
+    def plain(self, matrix: ShmMatrix) -> PlainCells | None:
+        """The cells themselves, when nothing is to be done to them but to copy those that have a value."""
+        block = matrix.blocks[self._block]
+        if not self._stays or block is None:
+            return None
+        assert isinstance(block, CellBlock)
+        return PlainCells(block, self._recipe) if block.lines else None
 
     def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
         return self.count
@@ -300,6 +319,17 @@ class TensorInput:
         if len(varying) == 1 and not self._free and left > 0:
             varying[0].count = left
         return tuple(parts)
+
+    def plain(self, matrix: ShmMatrix) -> PlainCells | None:
+        """The cells that are the whole tensor as they are; None when there is more to it.
+
+        For whoever can do without a copy of them. It is `build` that knows what becomes of a cell without a value.
+        """
+        parts = self._parts
+        if parts is None or len(parts) != 1:
+            return None
+        part = parts[0]
+        return part.plain(matrix) if isinstance(part, _Cells) else None
 
     def build(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, Sequence[Misfit]]:
         """The tensor of these rows (int32 [n]), and the values that do not fit."""

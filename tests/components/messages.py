@@ -37,6 +37,17 @@ PADS = st.sampled_from([0] * 8 + [1, 3, 4, 5, 9])
 """Mostly none. A tag of one byte may have four more, and a length."""
 
 
+WORDS = st.sampled_from(["", "a", "user", "1234567", "x" * 130]) | st.text(
+    st.characters(codec="ascii"), max_size=9
+)
+TEXTS = WORDS.map(str.encode) | st.text(max_size=5).map(str.encode) | st.binary(max_size=4)
+"""Contents of string fields: mostly ASCII, also other UTF-8, and what is no UTF-8 at all."""
+
+
+def string_fields(number: int, texts: st.SearchStrategy[bytes] = TEXTS) -> st.SearchStrategy[bytes]:
+    return st.builds(lambda text, tag, length: field(number, LENGTH, text, tag, length), texts, PADS, PADS)
+
+
 def unknown_fields(*known: int, most: int = 3) -> st.SearchStrategy[list[bytes]]:
     """Some fields that a message with these fields (and no others) does not know, of all wire types."""
     numbers = st.one_of(

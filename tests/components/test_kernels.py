@@ -16,38 +16,28 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from components import kernels
-from components.numerix_wire import decode_scores, encode_compute
 from components.onfs_wire import decode_rows, encode_keys
-from proto import numerix_pb2, onfs_pb2, predict_pb2
+from proto import onfs_pb2, predict_pb2
 from shared.shm_matrix import EMPTY, VALUE
 from tests.components.memory import CANARY, array, canaries
 from tests.components.messages import (
     LENGTH,
     PADS,
+    WORDS,
     broken,
     cut_anywhere,
     field,
     strange_fields,
+    string_fields,
     unknown_fields,
     varint,
     written,
 )
 from tests.effort import tries
-
-WORDS = st.sampled_from(["", "a", "user", "1234567", "x" * 130]) | st.text(
-    st.characters(codec="ascii"), max_size=9
-)
-TEXTS = WORDS.map(str.encode) | st.text(max_size=5).map(str.encode) | st.binary(max_size=4)
-"""Contents of string fields: mostly ASCII, also other UTF-8, and what is no UTF-8 at all."""
-
-
-def string_fields(number: int, texts: st.SearchStrategy[bytes] = TEXTS) -> st.SearchStrategy[bytes]:
-    return st.builds(lambda text, tag, length: field(number, LENGTH, text, tag, length), texts, PADS, PADS)
-
 
 # ---------------------------------------------------------------- read_result
 
@@ -345,168 +335,6 @@ def test_ask_keys_is_both_in_one(columns: KeyColumns, batch: int) -> None:
         end = int(ends[number])
         assert out[at:end].tobytes() == encode_keys(keys[begin : begin + batch])
         at = end
-
-
-# ---------------------------------------------------------------- numerix
-
-FLOAT_BITS = st.integers(0, (1 << 32) - 1)
-
-
-IDS = st.binary(max_size=3) | st.just(b"i" * 200)
-
-
-@given(
-    st.integers(0, 3).flatmap(
-        lambda variables: st.lists(
-            st.tuples(IDS, st.lists(FLOAT_BITS, min_size=variables, max_size=variables)),
-            min_size=1,
-            max_size=6,
-        )
-    ),
-    st.booleans(),
-    st.data(),
-)
-@tries(0.5)
-def test_encode_compute_rows_is_as_protobuf_says(
-    rows: list[tuple[bytes, list[int]]], constant: bool, data: st.DataObject
-) -> None:
-    ids = [text for text, _ in rows]
-    bits = np.array([values for _, values in rows], np.uint32).reshape(len(rows), -1)
-    bounds = sorted(data.draw(st.lists(st.integers(0, len(rows)), min_size=1, max_size=4)))
-    shown = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=len(rows), max_size=len(rows)))
-    sizes = np.array([len(text) for text in ids], np.int32)
-    starts = (np.cumsum(sizes) - sizes).astype(np.int64)
-    out, ends = canaries(len(rows) * (max(sizes) + 6 * bits.shape[1] + 24)), np.full(len(bounds) - 1, -9)
-    code = kernels.encode_compute_rows(
-        array(b"".join(ids)), starts, sizes, 0 if constant else 1, np.array(shown, np.int32), bits.view(np.uint8),
-        np.array(bounds), out, ends,
-    )  # fmt: skip
-    texts = [ids[0 if constant else row] for row in shown]
-    at = 0
-    for begin, end, until in zip(bounds, bounds[1:], ends.tolist(), strict=False):
-        request = numerix_pb2.NumerixRequestProto.FromString(
-            encode_compute([], "", texts[begin:end], bits.view(np.float32)[begin:end])
-        )
-        scores = request.entity_score_data.entity_scores
-        assert (
-            out[at:until].tobytes() == numerix_pb2.EntityScoreData(entity_scores=scores).SerializeToString()
-        )
-        at = until
-    assert code == at
-    assert (out[code:] == CANARY).all()
-
-
-def test_encode_compute_rows_needs_room() -> None:
-    values, rows, bounds, ends = (
-        np.ones((2, 12), np.uint8),
-        np.arange(2, dtype=np.int32),
-        np.array([0, 2]),
-        np.empty(1, np.int64),
-    )
-    places = array(b"abc"), np.zeros(2, np.int64), np.full(2, 3, np.int32)
-    codes = {
-        kernels.encode_compute_rows(*places, 1, rows, values, bounds, canaries(room), ends)
-        for room in range(2 * (3 + 18 + 24))
-    }
-    assert codes == {kernels.NO_ROOM, 2 * (2 + 2 + 2 + 3 + 18)}
-    out = canaries(200)
-    for wrong in ([0, 3], [-1, 2], [0, 1, 2]):
-        code = kernels.encode_compute_rows(*places, 1, rows, values, np.array(wrong), out, ends)
-        assert code == kernels.NO_ROOM
-    assert kernels.encode_compute_rows(*places, 1, rows[:1], values, bounds, out, ends) == kernels.NO_ROOM
-    assert (out == CANARY).all()
-
-
-def hold_scores(bodies: Sequence[bytes], counts: Sequence[int], spare: int) -> list[bool]:
-    """Reads NumerixResponseProtos both ways; returns which of them the kernel read."""
-    bounds = [spare, *(spare + total for total in itertools.accumulate(counts))]
-    scores = np.full(bounds[-1] + spare, np.nan, np.float32)
-    ends = np.array([*itertools.accumulate(map(len, bodies))])
-    codes = np.full(len(bodies), 9, np.int32)
-    left = kernels.read_scores(array(b"".join(bodies)), ends, np.array(bounds), scores, codes)
-    assert left == np.count_nonzero(codes)
-    assert np.isnan(scores[:spare]).all()
-    assert np.isnan(scores[len(scores) - spare :]).all()
-    for body, code, start, stop in zip(bodies, codes.tolist(), bounds, bounds[1:], strict=False):
-        if not code:
-            wanted = decode_scores(body, stop - start)  # a WireError here: the kernel accepted too much
-            assert scores[start:stop].tobytes() == wanted.tobytes()
-    return [code == 0 for code in codes.tolist()]
-
-
-@st.composite
-def score_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
-    """A NumerixResponseProto on the wire, and how many rows it has."""
-    pads = st.sampled_from([0] * 20 + [1, 5])
-    rows = []
-    for _ in range(draw(st.integers(0, 4))):
-        # 4-byte scores and ids; now and then another length, another number of values
-        values = [draw(st.binary(max_size=3)), draw(st.binary(min_size=4, max_size=4))]
-        values += draw(st.lists(st.binary(max_size=4), max_size=1))
-        if draw(st.integers(0, 9)) == 0:
-            values = values[: draw(st.integers(0, 1))] + draw(st.lists(st.binary(max_size=5), max_size=1))
-        inner = [field(1, LENGTH, value, draw(pads), draw(pads)) for value in values]
-        odd = draw(st.sampled_from([[]] * 9 + [[b"\x1a\x01x"], [b"\x08\x01"]]))
-        matrix = draw(st.sampled_from([2] * 12 + [1]))
-        row = field(matrix, LENGTH, draw(written(inner, odd)), draw(pads), draw(pads))
-        rows.append(field(2, LENGTH, row * draw(st.sampled_from([1] * 12 + [2])), draw(pads), draw(pads)))
-    schema = draw(st.lists(string_fields(1, WORDS.map(str.encode)) | string_fields(1), max_size=2))
-    unknown = draw(st.sampled_from([[]] * 4 + [[b"\x1a\x01x"], [b"\x0d1234"], [b"\x10\x01"]]))
-    data = field(1, LENGTH, draw(written(rows, schema + unknown)), draw(pads), draw(pads))
-    return draw(
-        st.sampled_from([data] * 9 + [data + data, data + b"\x12\x00", b"\x12\x00" + data, b""])
-    ), len(rows)
-
-
-@given(score_bodies(), st.integers(0, 2), st.integers(-1, 1))
-@tries(0.5)
-def test_read_scores_is_as_protobuf_says(answer: tuple[bytes, int], spare: int, more: int) -> None:
-    body, rows = answer
-    hold_scores([body, usual_scores(2), body], [max(rows + more, 0), 2, rows], spare)
-
-
-@given(score_bodies().flatmap(lambda answer: broken(answer[0])))
-@example(b"\x0a")
-@example(b"\x0a\x02\x12\x00")
-@tries(0.5)
-def test_read_scores_of_broken_bytes(body: bytes) -> None:
-    hold_scores([body, usual_scores(1)], [4, 1], 0)
-
-
-@given(st.binary(max_size=30).map(lambda rest: b"\x0a" + rest))
-def test_read_scores_of_random_bytes(body: bytes) -> None:
-    hold_scores([body], [3], 1)
-
-
-def usual_scores(rows: int) -> bytes:
-    """A NumerixResponseProto as the service writes it."""
-    response = numerix_pb2.NumerixResponseProto()
-    response.computation_score_data.schema[:] = ["catalog_id", "score"]
-    for row in range(rows):
-        value = struct.pack("<f", row / 3)
-        response.computation_score_data.computation_scores.add().byte_data.values.extend([b"id", value])
-    return response.SerializeToString()
-
-
-def test_read_scores_takes_what_is_usual() -> None:
-    assert hold_scores([usual_scores(50)], [50], 0) == [True]
-    assert hold_scores([usual_scores(3), b"", usual_scores(2)], [3, 1, 2], 1) == [True, False, True]
-
-
-def test_read_scores_cut_anywhere() -> None:
-    for body in cut_anywhere(usual_scores(3)):
-        assert hold_scores([body], [3], 0) == [False]
-
-
-@pytest.mark.parametrize(
-    ("ends", "bounds"), [([99], [0, 1]), ([-1], [0, 1]), ([5], [0, 2]), ([5], [-1, 0]), ([5], [0])]
-)
-def test_read_scores_looks_at_its_bounds(ends: list[int], bounds: list[int]) -> None:
-    scores, codes = np.zeros(1, np.float32), np.empty(1, np.int32)
-    assert (
-        kernels.read_scores(array(b"12345"), np.array(ends), np.array(bounds), scores, codes)
-        == kernels.NO_ROOM
-    )
 
 
 # ---------------------------------------------------------------- scan_request, read_targets, read_slates

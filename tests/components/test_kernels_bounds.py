@@ -19,6 +19,7 @@ TESTS = [
     for name in (
         "test_kernels.py",
         "test_model_kernels.py",
+        "test_numerix_kernels.py",
         "test_tensor_kernels.py",
         "test_value_kernels.py",
     )

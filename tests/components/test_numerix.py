@@ -19,7 +19,8 @@ from components.wire import WireError
 from dag.plan import Plan
 from proto import numerix_pb2
 from shared.datatypes import DataType
-from shared.shm_matrix import Slot, TextColumn
+from shared.shm_matrix import VALUE, CellBlock, Slot, TextColumn
+from tests.components.memory import CANARY
 from tests.components.running import (
     Answer,
     Upstreams,
@@ -405,9 +406,12 @@ def test_both_codecs_write_the_same_request(
 
 def decoded(body: bytes, rows: int, reference: bool) -> npt.NDArray[np.float32]:
     """The scores of one answer as the component reads them. Raises WireError."""
-    scores = np.full(rows, np.nan, np.float32)
+    scores = CellBlock(np.full(5 * rows, CANARY, np.uint8), rows, 1, 4, 0, 4 * rows)
     left = ComputeCodec(["id"], "c", reference).decode([Answer(body=body)], batches(rows, 0), scores)
-    return decode_scores(body, rows) if left else scores
+    if left:
+        return decode_scores(body, rows)
+    assert (scores.states == VALUE).all()
+    return scores.flat.view(np.float32)
 
 
 def test_scores_may_come_with_ids_and_more() -> None:
