@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli import terminal
 from shared.settings import Settings, SettingsError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -127,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks the pod and prints the answer; returns the exit code."""
-    console = Console(highlight=False)
+    console = terminal.console()
     try:
         settings = Settings.from_env(os.environ)
         code: int = arguments.act(Pod(settings.admin_host, settings.admin_port), arguments, console)

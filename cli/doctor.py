@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import socket
 import ssl
 import sys
@@ -19,15 +20,15 @@ from typing import Final
 
 import msgspec
 import orjson
-from rich.console import Console
 from rich.text import Text
 
+from cli import terminal
 from dag.config import decode
 from rpc.resolver import parse_target
 from rpc.tls import client_context
 from shared.process import cores
 from shared.rundir import RunDirError, private_directory
-from shared.settings import Settings, SettingsError, misspelt
+from shared.settings import KafkaSettings, Settings, SettingsError, misspelt
 from sidecar.catalog import judge, read_expression
 from sidecar.config import opened
 from sidecar.source import CONFIGS, EXPRESSIONS, NotReadYetError, SourceError
@@ -43,6 +44,7 @@ Exit code: 0 nothing found, 1 something will not work (--strict: or there are wa
 
 CONNECT_SECONDS: Final = 2.0
 SOURCE_SECONDS: Final = 5.0
+KAFKA_SECONDS: Final = 5.0
 _FDS: Final = 4096
 """Below: a front door with some thousand connections runs out."""
 _MIB: Final = 1 << 20
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(orjson.dumps([asdict(one) for one in findings], option=orjson.OPT_INDENT_2))
         sys.stdout.buffer.write(b"\n")
     else:
-        console = Console()
+        console = terminal.console()
         for one in findings:
             console.print(_line(one))
     failing = {"bad", "warning"} if arguments.strict else {"bad"}
@@ -112,6 +114,7 @@ def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
     yield _processors(settings)
     yield _clock()
     yield from _agent(settings)
+    yield from _log_directory(settings)
     yield from asyncio.run(_configs_and_upstreams(settings))
 
 
@@ -134,6 +137,25 @@ def _directories(settings: Settings) -> Iterator[Finding]:
             "state directory",
             f"{settings.state_dir} cannot be written: a restart without the config source serves nothing",
             "set INFERFLOW_STATE_DIR to a volume that this user may write",
+        )
+
+
+def _log_directory(settings: Settings) -> Iterator[Finding]:
+    directory = settings.log.directory
+    if settings.logs_to != "files" or directory is None:
+        return
+    found = directory.absolute()
+    while not found.exists():  # the log sidecar makes it, and those above it
+        found = found.parent
+    if found.is_dir() and os.access(found, os.W_OK | os.X_OK):
+        free = shutil.disk_usage(found).free // _MIB
+        yield Finding("ok", "inference log", f"{directory} can be written, {free} MiB are free")
+    else:
+        yield Finding(
+            "bad",
+            "inference log",
+            f"{directory} cannot be written: nothing can be logged",
+            "set INFERFLOW_LOG_DIR to a directory that this user may write, or empty it",
         )
 
 
@@ -287,7 +309,10 @@ class _Target:
 
 async def _upstreams(settings: Settings, texts: Mapping[str, SourceText]) -> list[Finding]:
     targets = list(dict.fromkeys(_targets(settings, texts)))
-    return list(await asyncio.gather(*(_try(one) for one in targets)))
+    tries = [_try(one) for one in targets]
+    if settings.logs_to == "kafka":
+        tries.append(_kafka(settings.kafka))
+    return list(await asyncio.gather(*tries))
 
 
 def _targets(settings: Settings, texts: Mapping[str, SourceText]) -> Iterator[_Target]:
@@ -300,9 +325,38 @@ def _targets(settings: Settings, texts: Mapping[str, SourceText]) -> Iterator[_T
     if numerix.host:
         target = f"{numerix.host}:{numerix.port}"
         yield _Target("numerix", target, numerix.plaintext, "NUMERIX_CLIENT_V1_HOST")
+    if settings.tracing.endpoint:
+        scheme, _, target = settings.tracing.endpoint.rpartition("://")
+        yield _Target("trace collector", target, scheme != "https", "INFERFLOW_OTLP_ENDPOINT")
     for endpoint in _model_endpoints(texts.values()):
         target = with_port(endpoint, predator.port)
         yield _Target("model server", target, predator.plaintext, "the model config's endpoint")
+
+
+async def _kafka(kafka: KafkaSettings) -> Finding:
+    """Asks the brokers for their topics: as the log sidecar, with its certificates and passwords."""
+    from sidecar.log_kafka import topics  # not at the top: nobody else needs the client
+
+    subject = f"inference log {','.join(kafka.bootstrap_servers)}"
+    try:
+        async with asyncio.timeout(KAFKA_SECONDS):
+            known = await topics(kafka)
+    except (OSError, TimeoutError) as error:
+        return Finding(
+            "bad",
+            subject,
+            str(error) or f"no answer within {KAFKA_SECONDS:g} s",
+            "see that the brokers run and can be reached from here, or correct KAFKA_BOOTSTRAP_SERVERS and "
+            "INFERFLOW_KAFKA_…; docs/operating.md (Kafka settings) tells what the messages mean",
+        )
+    if kafka.topic not in known:
+        return Finding(
+            "warning",
+            subject,
+            f"there is no topic {kafka.topic} that this user may see",
+            "make it, or correct KAFKA_LOGGING_TOPIC; some brokers make a topic when it is first written to",
+        )
+    return Finding("ok", subject, f"knows topic {kafka.topic}")
 
 
 def _model_endpoints(texts: Iterable[SourceText]) -> Iterator[str]:

@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol, Self, TextIO
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
+from cli import terminal
 from cli.log_sources import SourceError, from_files, from_kafka
 from inferlog.configs import ConfigFiles
 from inferlog.reader import BadLog, LogMessage, read, table
@@ -42,7 +42,6 @@ TABLE_ROWS: Final = 20
 TABLE_VALUES: Final = 8
 """Logged columns that a table shows when --columns does not say."""
 TABLE_COLUMNS: Final = ("_tracking_id", "_kind", "_entity", "_errors")
-TABLE_WIDTH: Final = 200  # characters, where there is no terminal
 """What a table shows of what stands beside the values: the others would fill the screen."""
 
 
@@ -228,7 +227,7 @@ class _Tables:
             self._rows.setdefault((config, tuple(names)), []).append(rows)
 
     def print(self, out: TextIO) -> None:
-        console = Console(file=out, width=None if out.isatty() else TABLE_WIDTH)
+        console = terminal.console(out)
         for (model_config_id, names), parts in self._rows.items():
             shown, hidden = (names, 0) if self._chosen else _shown(names)
             printed = Table(*shown, title=model_config_id, title_justify="left", header_style="bold")

@@ -14,6 +14,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from cli import terminal
 from shared.frames import FrameError, FrameReader, LogQuery, LogStatus
 from shared.settings import Settings, SettingsError
 
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(orjson.dumps(status, option=orjson.OPT_INDENT_2).decode())
     else:
-        _show(status, Console(highlight=False))
+        _show(status, terminal.console())
     return 0
 
 

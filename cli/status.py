@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cli import terminal
 from cli.overview import Look, configs, overview
 from shared.settings import Settings, SettingsError
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.buffer.write(orjson.dumps(state, option=orjson.OPT_INDENT_2) + b"\n")
     else:
-        Console().print(render(state))
+        terminal.console().print(render(state))
     return 0 if _is_well(state) else NOT_WELL
 
 
@@ -66,7 +67,10 @@ def top(arguments: argparse.Namespace) -> int:
         return _no_pod(settings.run_dir)
     looks = 0
     try:
-        with Live(render(overview(look)), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        screen = sys.stdout.isatty()
+        with Live(
+            render(overview(look)), console=terminal.console(), screen=screen, auto_refresh=False
+        ) as live:
             while not arguments.looks or looks < arguments.looks:
                 time.sleep(max(arguments.seconds, 0.1))
                 before, look = look, Look.now(settings.run_dir)
@@ -122,6 +126,7 @@ def _headline(state: dict[str, Any]) -> Text:
         f"cache {cache['hits'] / cache['requests']:.0%} of {cache['requests']:,}"
         if cache["requests"]
         else "",
+        f"{state['logs']['dropped_rows']:,} rows of the log dropped" if state["logs"]["dropped_rows"] else "",
     ]
     found = state.get("configs", {})
     if "active" in found:

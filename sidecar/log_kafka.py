@@ -13,12 +13,13 @@ import ssl
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from shared.settings import KafkaSettings, LogSettings
 from sidecar.log_queue import ACCEPTED, Message, Settle
 
-__all__ = ["OVERHEAD", "KafkaSink", "connection"]
+__all__ = ["OVERHEAD", "KafkaSink", "connection", "topics"]
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,22 @@ class KafkaSink:
         }
 
 
+async def topics(kafka: KafkaSettings) -> set[str]:
+    """The topics that the brokers tell this user of. Raises OSError with what is wrong."""
+    said = _ClientLog()
+    client = AIOKafkaClient(client_id="inferflow-doctor", **connection(kafka))
+    try:
+        await client.bootstrap()
+        known = await client.fetch_all_metadata()
+        return set(known.topics())
+    except KafkaError as error:
+        raise OSError(said.take(str(error))) from error
+    finally:
+        await client.close()
+
+
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
-    """How aiokafka gets to these brokers: arguments of its producer and its consumer."""
+    """How aiokafka gets to these brokers: arguments of all its clients."""
     layers = ("SASL" if kafka.sasl_mechanism else "", "SSL" if kafka.tls else "PLAINTEXT")
     options: dict[str, Any] = {
         "bootstrap_servers": list(kafka.bootstrap_servers),

@@ -13,6 +13,7 @@ from cli import main as cli
 from cli.doctor import Finding, examine
 from tests.e2e.asking import config
 from tests.frontdoor.process import free_port
+from tests.kafka import Topic, mock_broker
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
@@ -52,8 +53,10 @@ def test_every_finding_says_what_to_do(tmp_path: Path) -> None:
             EXTERNAL_SERVICE_ONFS_FS_HOST="127.0.0.1",
             EXTERNAL_SERVICE_ONFS_FS_PORT=port,
             EXTERNAL_SERVICE_PREDATOR_PORT=port,
+            INFERFLOW_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
         )
     )
+    assert findings[f"trace collector 127.0.0.1:{port}"].level == "bad"
     assert findings["environment"].text == "INFERFLOW_WORKRES is no setting; did you mean INFERFLOW_WORKERS?"
     for subject in (
         "cores",
@@ -91,6 +94,28 @@ def test_upstreams_that_answer(tmp_path: Path) -> None:
     assert findings[f"feature store 127.0.0.1:{port}"].level == "ok"
     assert findings[f"model server 127.0.0.1:{port}"].level == "ok"
     assert findings[f"numerix localhost:{port}"].level == "bad"
+
+
+def test_where_inference_logs_go(tmp_path: Path) -> None:
+    def about(**settings: str) -> list[tuple[str, str]]:
+        findings = examine(environ(tmp_path, **settings))
+        return [(one.level, one.text) for one in findings if one.subject.startswith("inference log")]
+
+    assert about() == []
+    (finding,) = about(INFERFLOW_LOG_DIR=str(tmp_path / "a" / "b"))
+    assert finding[0] == "ok"
+    assert not (tmp_path / "a").exists(), "it only looks"
+    (tmp_path / "file").touch()
+    ((level, text),) = about(INFERFLOW_LOG_DIR=str(tmp_path / "file"))
+    assert (level, text) == ("bad", f"{tmp_path / 'file'} cannot be written: nothing can be logged")
+    with mock_broker() as broker:
+        kafka = {"KAFKA_BOOTSTRAP_SERVERS": broker, "KAFKA_LOGGING_TOPIC": "there"}
+        assert about(**kafka) == [("warning", "there is no topic there that this user may see")]
+        Topic(broker, "there").close()
+        assert about(**kafka) == [("ok", "knows topic there")]
+    ((level, text),) = about(**{**kafka, "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"})
+    assert level == "bad"
+    assert "Connect call failed" in text
 
 
 def test_no_configs(tmp_path: Path) -> None:
