@@ -76,7 +76,7 @@ def _subject() -> Subject:
             block.states[...] = np.where(rng.random(block.states.shape) < MISSING, ABSENT, VALUE)
             matrix.blocks[number] = block
             continue
-        variable = VarBlock(slot, ROWS, len(spec.columns))
+        variable = VarBlock.empty(slot, ROWS, len(spec.columns))
         texts = {DataType.STRING: lambda: b"category-%d" % rng.integers(100)}
         variable.fill(
             slot,

@@ -89,7 +89,7 @@ class Feature:
             elif hits:
                 wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
         if len(wanted):
-            asked = self._batches(scoring, keys, wanted)
+            asked = self._batches(scoring, keys, lines, wanted)
             endpoint, head, timeout = self.endpoint, self.head, self.timeout
             replies = yield [Call(endpoint, (head, entries), timeout, len(batch)) for batch, entries in asked]
             self._read(scoring, keys, lines, [batch for batch, _ in asked], replies)
@@ -105,18 +105,18 @@ class Feature:
     def _read(
         self, scoring: Scoring, keys: Keys, lines: Lines, batches: Sequence[Rows], replies: Sequence[Reply]
     ) -> None:
-        """Reads the answers into the lines of their keys; those of failed calls stay ABSENT and mark their rows."""
+        """Reads the answers into the lines of their keys; those of failed calls have none and mark their rows."""
         lines.expect(scoring.matrix.slot, sum(len(reply.body) for reply in replies if not reply.status))
         for batch, reply in zip(batches, replies, strict=True):
             if reply.status:
-                self._fail_keys(scoring, keys, batch, cause(reply), Status(reply.status).name)
+                self._fail_keys(scoring, keys, lines, batch, cause(reply), Status(reply.status).name)
                 continue
             try:
                 lines.read(reply.body, batch, reference=self.reference)
             except WireError as error:
-                self._fail_keys(scoring, keys, batch, str(error), error.kind)
+                self._fail_keys(scoring, keys, lines, batch, str(error), error.kind)
 
-    def _batches(self, scoring: Scoring, keys: Keys, wanted: Rows) -> list[tuple[Rows, bytes]]:
+    def _batches(self, scoring: Scoring, keys: Keys, lines: Lines, wanted: Rows) -> list[tuple[Rows, bytes]]:
         """The wanted keys in encoded batches; those that no query can carry mark their rows."""
         size = self.batch_size
         try:
@@ -129,7 +129,7 @@ class Feature:
                     good.append(key)
                 else:
                     reason = f"a key is not UTF-8: {bad!r}"
-                    self._fail_keys(scoring, keys, np.array([key], np.int32), reason, "BAD_VALUE")
+                    self._fail_keys(scoring, keys, lines, np.array([key], np.int32), reason, "BAD_VALUE")
             return encoded_batches(keys, np.array(good, np.int32), size)
 
     def _mark_gaps(self, scoring: Scoring, keys: Keys) -> None:
@@ -139,7 +139,11 @@ class Feature:
             if len(rows):
                 scoring.fail(self.name, f"key column {name!r} is empty", rows, "EMPTY_KEY")
 
-    def _fail_keys(self, scoring: Scoring, keys: Keys, batch: Rows, reason: str, kind: str) -> None:
+    def _fail_keys(
+        self, scoring: Scoring, keys: Keys, lines: Lines, batch: Rows, reason: str, kind: str
+    ) -> None:
+        """These keys have no values; their rows say why."""
+        lines.forget(batch)
         rows = np.flatnonzero(np.isin(keys.index, batch)).astype(np.int32)
         scoring.fail(self.name, reason, rows, kind)
 

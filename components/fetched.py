@@ -1,7 +1,7 @@
 """The memory that fetched features go into: the blocks of one feature component, one line per distinct key.
 
-All fixed-width cells and all states lie in one arena, so that a kernel can write an answered row wherever its
-values belong; variable ones go to a heap.
+All fixed-width cells, all states and the places of variable values lie in one piece, so that a kernel can write an
+answered row wherever its values belong; the variable values themselves go to a heap of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from components import kernels
 from components.onfs_wire import decode_rows
@@ -25,6 +24,7 @@ SHAPES_KEPT = 1024  # numbers of lines whose shape is kept: 40 bytes a feature e
 NO_STARTS = np.empty((0, 0), np.int64)
 NO_SIZES = np.empty((0, 0), np.int32)
 NO_HEAP = np.empty(0, np.uint8)
+START_BYTES, SIZE_BYTES = 8, 4  # of where a variable value starts in its heap, and of how long it is
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,41 +37,22 @@ class FetchedBlock:
 
 
 class FetchedLayout:
-    """Where the values of an answered row go. Every offset is so many bytes a line, times the lines.
+    """Where the values of an answered row go: the memory of so many lines, one part behind the other.
 
-    Widths descend (8, 4, 2, 1, then the states), so that cells are aligned whatever the number of lines.
+    Parts with longer numbers come first (the starts of variable values, cells of 8 bytes, …, the states), so that
+    all are aligned whatever the number of lines.
     """
 
     def __init__(self, blocks: Sequence[FetchedBlock], features: int) -> None:
         self.features = features
-        self.fixed = sorted((b for b in blocks if b.spec.width), key=lambda b: -b.spec.width)
+        self.fixed = sorted((b for b in blocks if b.spec.width), key=_alignment, reverse=True)
         self.variable = next((b for b in blocks if not b.spec.width), None)
-        self.blocks = [*self.fixed, *([self.variable] if self.variable else [])]
+        self.runs = _runs([*self.fixed, *([] if self.variable is None else [self.variable])])
+        """(number of the block, first column, columns) of the asked features, in the order they are asked for."""
+        self.head = b""
+        """What stood before the rows of an answer that was read: it names the features asked for, and is the same
+        in every answer, so that its many texts need not be looked at again."""
         self._shapes: dict[int, LinesShape] = {}
-        self._constant = np.zeros((features, 5), np.int64)
-        self._per_line = np.zeros((features, 5), np.int64)
-        self.cells_at: list[int] = []  # by fixed block: bytes a line before its cells
-        at = 0
-        for block in self.fixed:
-            self.cells_at.append(at)
-            at += block.spec.width * len(block.asked)
-        self.states_at: list[int] = []  # by block, the variable one last: bytes a line before its states
-        for block in self.blocks:
-            self.states_at.append(at)
-            at += len(block.asked)
-        self.line_bytes = at
-        for number, block in enumerate(self.blocks):
-            width = block.spec.width
-            asked = np.array(block.asked, np.intp)
-            column = np.arange(len(asked))
-            self._constant[asked, kernels.WIDTH] = width
-            self._constant[asked, kernels.CELLS] = column * (width or 1)
-            self._constant[asked, kernels.STRIDE] = width * len(asked)
-            self._constant[asked, kernels.STATES] = column
-            self._constant[asked, kernels.STATE_STRIDE] = len(asked)
-            if width:
-                self._per_line[asked, kernels.CELLS] = self.cells_at[number]
-            self._per_line[asked, kernels.STATES] = self.states_at[number]
 
     def shape(self, lines: int) -> LinesShape:
         """Where everything lies for this many lines."""
@@ -82,108 +63,173 @@ class FetchedLayout:
                 self._shapes[lines] = shape
         return shape
 
-    def table(self, lines: int) -> npt.NDArray[np.int64]:
-        """The table that kernels.read_result writes by, for this many lines."""
-        return self._constant + self._per_line * lines
+    def __repr__(self) -> str:
+        return f"<FetchedLayout {self.features} features in {len(self.runs)} runs>"
+
+
+def _alignment(block: FetchedBlock) -> int:
+    """The largest power of two that a cell's width is a multiple of."""
+    return block.spec.width & -block.spec.width
+
+
+def _runs(blocks: Sequence[FetchedBlock]) -> list[tuple[int, int, int]]:
+    """See `FetchedLayout.runs`."""
+    places = sorted(
+        (asked, block.number, column) for block in blocks for column, asked in enumerate(block.asked)
+    )
+    runs: list[tuple[int, int, int]] = []
+    for _, number, column in places:
+        if runs and runs[-1][0] == number and runs[-1][1] + runs[-1][2] == column:
+            runs[-1] = (number, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((number, column, 1))
+    return runs
+
+
+class BlockPlace:
+    """Where the cells and states of a block lie in the memory of so many lines; one without width has no cells."""
+
+    __slots__ = ("cells_at", "columns", "number", "states_at", "width")
+
+    def __init__(self, block: FetchedBlock, cells_at: int, states_at: int) -> None:
+        self.number = block.number
+        self.width = block.spec.width
+        self.columns = len(block.asked)
+        self.cells_at = cells_at
+        self.states_at = states_at
 
 
 class LinesShape:
-    """Where the cells and states of so many lines lie in their arena."""
+    """Where everything lies in the memory of so many lines, in bytes from its begin, and the tables for kernels."""
 
-    __slots__ = ("cells", "count", "pieces", "size", "states", "states_at", "table")
+    __slots__ = ("count", "fixed", "pieces", "size", "sizes_at", "table", "variable")
 
-    def __init__(self, layout: FetchedLayout, count: int) -> None:
-        self.count = count
-        self.table = layout.table(count)
-        self.size = layout.line_bytes * count
-        self.cells: list[tuple[int, int, int, int]] = []  # by fixed block: number, width, start, stop
-        for block, at in zip(layout.fixed, layout.cells_at, strict=True):
-            size = block.spec.width * len(block.asked) * count
-            self.cells.append((block.number, block.spec.width, at * count, at * count + size))
-        self.states: list[tuple[int, int, int]] = []  # by block: start, stop, columns
-        for block, at in zip(layout.blocks, layout.states_at, strict=True):
-            columns = len(block.asked)
-            self.states.append((at * count, (at + columns) * count, columns))
-        self.states_at = self.states[0][0] if self.states else 0
-        runs = [(start, (stop - start) // max(count, 1)) for _, _, start, stop in self.cells]
-        runs += [(start, columns) for start, _, columns in self.states]
-        self.pieces = np.array([(start, size, size) for start, size in runs], np.int64).reshape(-1, 3)
+    def __init__(self, layout: FetchedLayout, lines: int) -> None:
+        values = 0 if layout.variable is None else len(layout.variable.asked)
+        self.count = lines
+        at = START_BYTES * values * lines  # of variable values, first of all
+        cells_at = []
+        for block in layout.fixed:
+            if block.spec.width % SIZE_BYTES:
+                break
+            cells_at.append(at)
+            at += block.spec.width * len(block.asked) * lines
+        self.sizes_at = at
+        at += SIZE_BYTES * values * lines
+        for block in layout.fixed[len(cells_at) :]:
+            cells_at.append(at)
+            at += block.spec.width * len(block.asked) * lines
+        self.fixed: list[BlockPlace] = []
+        for block, cells in zip(layout.fixed, cells_at, strict=True):
+            self.fixed.append(BlockPlace(block, cells, at))
+            at += len(block.asked) * lines
+        self.variable: BlockPlace | None = None
+        if layout.variable is not None:
+            self.variable = BlockPlace(layout.variable, 0, at)
+            at += values * lines
+        self.size = at
+        places = [*self.fixed, *([] if self.variable is None else [self.variable])]
+        by_number = {place.number: place for place in places}
+        rows = [self._run(by_number[number], column, count) for number, column, count in layout.runs]
+        self.table = np.array(rows, np.int64).reshape(-1, kernels.RUN_COLUMNS)
+        pieces = [(place.cells_at, place.width * place.columns) for place in self.fixed]
+        pieces += [(place.states_at, place.columns) for place in places]
+        self.pieces = np.array([(start, size, size) for start, size in pieces], np.int64).reshape(-1, 3)
+
+    def _run(self, place: BlockPlace, column: int, count: int) -> tuple[int, ...]:
+        """A row of the table: see kernels.read_result."""
+        width = place.width or START_BYTES
+        cells, sizes = place.cells_at + width * column, self.sizes_at + SIZE_BYTES * column
+        return (
+            *(count, place.width, cells, width * place.columns),
+            *(place.states_at + column, place.columns, sizes, SIZE_BYTES * place.columns),
+        )
+
+    def __repr__(self) -> str:
+        return f"<LinesShape {self.count} lines, {self.size} bytes, {len(self.table)} runs>"
 
 
 class Lines:
-    """The lines of one request: unwritten (ABSENT) until an answer is read into them."""
+    """The lines of one request. Each is to be read, found in the cache, or forgotten: until then it is garbage."""
 
-    __slots__ = ("_arena", "_blocks", "_heap", "_heap_at", "_heap_from", "_layout", "_shape", "_var")
+    __slots__ = (
+        "_at",
+        "_blocks",
+        "_heap",
+        "_layout",
+        "_shape",
+        "_values",
+        "_values_at",
+        "_values_from",
+        "_var",
+    )
 
     def __init__(self, layout: FetchedLayout, slot: Slot, count: int) -> None:
-        shape = layout.shape(count)
+        """Raises MatrixFull."""
         self._layout = layout
-        self._shape = shape
-        self._arena = arena = slot.allocate(shape.size)
-        arena[shape.states_at :] = ABSENT
-        self._blocks: list[tuple[int, CellBlock]] = []
-        for (number, width, start, _), (first, _, columns) in zip(shape.cells, shape.states, strict=False):
-            self._blocks.append((number, CellBlock(arena, count, columns, width, start, first)))
+        self._shape = shape = layout.shape(count)
+        self._heap, self._at = heap, at = slot.place(shape.size)
+        self._blocks = [
+            CellBlock(heap, count, place.columns, place.width, at + place.cells_at, at + place.states_at)
+            for place in shape.fixed
+        ]
         self._var: VarBlock | None = None
-        if layout.variable is not None:
-            first, last, columns = shape.states[-1]
-            self._var = VarBlock(slot, count, columns)
-            self._var.states = arena[first:last].reshape(count, columns)
-        self._heap: Bytes = NO_HEAP
-        self._heap_from = self._heap_at = 0
+        if (place := shape.variable) is not None:
+            cells = count * place.columns
+            sizes_at, states_at = at + shape.sizes_at, at + place.states_at
+            self._var = VarBlock(
+                heap[at : at + START_BYTES * cells].view(np.int64).reshape(count, place.columns),
+                heap[sizes_at : sizes_at + SIZE_BYTES * cells].view(np.int32).reshape(count, place.columns),
+                heap[states_at : states_at + cells].reshape(count, place.columns),
+            )
+        self._values: Bytes = NO_HEAP
+        self._values_from = self._values_at = 0
 
     def expect(self, slot: Slot, size: int) -> None:
         """Makes room for `size` more bytes of variable values, behind those that are there."""
-        if (var := self._var) is None or self._heap_at + size <= len(self._heap):
+        if (var := self._var) is None or self._values_at + size <= len(self._values):
             return
-        old, start, used = self._heap, self._heap_from, self._heap_at - self._heap_from
+        old, start, used = self._values, self._values_from, self._values_at - self._values_from
         heap, at = slot.place(used + size)
         if used:
             heap[at : at + used] = old[start : start + used]
             var.starts[...] = np.where(var.sizes > 0, var.starts + (at - start), 0)
         var.heap = heap
-        self._heap = heap[: at + used + size]
-        self._heap_from, self._heap_at = at, at + used
+        self._values = heap[: at + used + size]
+        self._values_from, self._values_at = at, at + used
 
     def read(self, body: bytes, lines: Rows, *, reference: bool) -> None:
         """Reads a Result with a row for each of `lines` (int32 [n]).
 
-        Raises WireError when the body is no Result, or has other numbers of rows or values.
+        Raises WireError when the body is no Result, or has other numbers of rows or values: the lines are to be
+        forgotten then.
         """
         if not reference:
-            starts, sizes = (
-                (NO_STARTS, NO_SIZES) if self._var is None else (self._var.starts, self._var.sizes)
-            )
+            head = self._layout.head
+            begin = len(head) if body.startswith(head) else 0
             at = kernels.read_result(
-                np.frombuffer(body, np.uint8),
-                lines,
-                self._shape.table,
-                self._arena,
-                starts,
-                sizes,
-                self._heap,
-                self._heap_at,
+                body, begin, lines, self._shape.table, self._heap, self._at, self._values, self._values_at
             )
             if at >= 0:
-                self._heap_at = at
+                self._values_at = at
+                if not begin:
+                    self._layout.head = body[: kernels.rows_begin(body)]
                 return
-        try:
-            self._read_reference(body, lines)
-        except WireError:
-            self._forget(lines)  # the kernel may have begun
-            raise
+        self._read_reference(body, lines)
 
-    def _forget(self, lines: Rows) -> None:
-        for _, block in self._blocks:
+    def forget(self, lines: Rows) -> None:
+        """These lines (int32 [n]) stay without values: whatever was begun there is taken back."""
+        for block in self._blocks:
             block.states[lines] = ABSENT
         if self._var is not None:
             self._var.states[lines] = ABSENT
             self._var.sizes[lines] = 0
+            self._var.starts[lines] = 0
 
     def _read_reference(self, body: bytes, lines: Rows) -> None:
         rows = decode_rows(body, len(lines), self._layout.features)
         for line, values in zip(lines.tolist(), rows, strict=True):
-            for (_, block), spec in zip(self._blocks, self._layout.fixed, strict=True):
+            for block, spec in zip(self._blocks, self._layout.fixed, strict=True):
                 for column, asked in enumerate(spec.asked):
                     block.put(line, column, values[asked])
             if self._var is not None and self._layout.variable is not None:
@@ -191,14 +237,14 @@ class Lines:
                     self._put_text(self._var, line, column, values[asked])
 
     def _put_text(self, block: VarBlock, line: int, column: int, value: bytes) -> None:
-        end = self._heap_at + len(value)
-        if end > len(self._heap):
+        end = self._values_at + len(value)
+        if end > len(self._values):
             raise WireError("the values of an answer are longer than the answer")
-        self._heap[self._heap_at : end] = np.frombuffer(value, np.uint8)
-        block.starts[line, column] = self._heap_at
+        self._values[self._values_at : end] = np.frombuffer(value, np.uint8)
+        block.starts[line, column] = self._values_at
         block.sizes[line, column] = len(value)
         block.states[line, column] = VALUE if value else EMPTY
-        self._heap_at = end
+        self._values_at = end
 
     def look_up(self, cache: FeatureCache, key: CacheKey, slot: Slot, keys: Places) -> tuple[Found, int]:
         """Writes the lines of the keys that the cache has.
@@ -210,7 +256,7 @@ class Lines:
             self.expect(slot, -1 - hits)
             found, hits = cache.look_up(key, keys, self._cached())
         if hits and self._var is not None:
-            self._heap_at += int(self._var.sizes.sum())
+            self._values_at += int(self._var.sizes[found[:, 2] != 0].sum())
         return found, hits
 
     def remember(self, cache: FeatureCache, key: CacheKey, found: Found, lines: Rows) -> None:
@@ -226,18 +272,18 @@ class Lines:
             len(self._blocks),
             int(table[0, kernels.STATES]),
             int(table[0, kernels.STATE_STRIDE]),
-            self._arena,
+            self._heap[self._at : self._at + self._shape.size],
             NO_STARTS if var is None else var.starts,
             NO_SIZES if var is None else var.sizes,
-            self._heap,
-            self._heap_at,
+            self._values,
+            self._values_at,
         )
 
     def hand_over(self, matrix: ShmMatrix, index: Rows) -> None:
         """Puts the blocks into the matrix; row r shows line index[r] (−1: none)."""
-        for number, block in self._blocks:
+        for place, block in zip(self._shape.fixed, self._blocks, strict=True):
             block.index = index
-            matrix.blocks[number] = block
-        if self._var is not None and self._layout.variable is not None:
-            self._var.index = index
-            matrix.blocks[self._layout.variable.number] = self._var
+            matrix.blocks[place.number] = block
+        if (variable := self._shape.variable) is not None and (var := self._var) is not None:
+            var.index = index
+            matrix.blocks[variable.number] = var

@@ -35,6 +35,7 @@ __all__ = [
     "read_result",
     "read_slates",
     "read_targets",
+    "rows_begin",
     "scan_request",
 ]
 
@@ -51,7 +52,10 @@ I32_2 = types.Array(types.int32, 2, "C", readonly=True)
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 U8_2 = types.Array(types.uint8, 2, "C", readonly=True)
 INT = types.int64
+BODY = types.Bytes(types.uint8, 1, "C")  # a bytes object as it is: half of what an array made of it costs
 
+ZERO, ONE, TWO, THREE, FOUR, FIVE, EIGHT = (np.uint64(number) for number in (0, 1, 2, 3, 4, 5, 8))
+TAG = np.uint64(0x12)  # field 2, length-delimited: a value in a row of features
 ABSENT, VALUE, EMPTY = 0, 1, 2  # states of a cell, shared.shm_matrix
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -72,6 +76,11 @@ def _callee(function: Function) -> Function:
 def _maker(function: Function) -> Function:
     """A `_callee` that makes arrays, as the kernels that call it say of themselves."""
     return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
+
+
+def _merged(function: Function) -> Function:
+    """A callee that LLVM puts into its callers, with constants for what is constant there."""
+    return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
 
 
 def _kernel(signature: Any, *, makes_arrays: bool = False) -> Callable[[Function], Function]:
@@ -367,38 +376,168 @@ def _skip_feature_schema(data, at, end):
     return at
 
 
-WIDTH, CELLS, STRIDE, STATES, STATE_STRIDE = range(5)  # columns of the table of read_result
+COUNT, WIDTH, CELLS, STRIDE, STATES, STATE_STRIDE, SIZES, SIZE_STRIDE = range(
+    8
+)  # columns of read_result's table
+RUN_COLUMNS = 8
 
 
-@_kernel(INT(U8, I32, I64_2, U8_OUT, types.int64[:, ::1], types.int32[:, ::1], U8_OUT, INT))
+@_merged
+def _usual_cells(body, at, stop, count, width, heap, words, cell, state):
+    """Reads up to `count` fields that are written as usual: tag, one byte of length, `width` bytes or none.
+
+    (how many, the place after them). All are unsigned, which spares a look at negative indices at each access.
+    """
+    whole, none = TAG | (width << EIGHT), TAG
+    done = ZERO
+    while done < count and at + width + TWO <= stop:
+        head = np.uint64(np.uint16(body[at]) | (np.uint16(body[at + ONE]) << np.uint16(8)))
+        if head == whole:
+            if width == FOUR:
+                words[cell] = (
+                    np.uint32(body[at + TWO])
+                    | (np.uint32(body[at + THREE]) << np.uint32(8))
+                    | (np.uint32(body[at + FOUR]) << np.uint32(16))
+                    | (np.uint32(body[at + FIVE]) << np.uint32(24))
+                )
+            else:
+                for i in range(width):
+                    heap[cell + i] = body[at + TWO + i]
+            heap[state] = VALUE
+            at += width + TWO
+        elif head == none:
+            heap[state] = EMPTY
+            at += TWO
+        else:
+            break
+        done += ONE
+        state += ONE
+        cell += ONE if width == FOUR else width
+    return done, at
+
+
+@_callee
+def _read_row(body, at, stop, line, table, heap, base, words, longs, values, values_at):
+    """Reads the values of a Row (field 2 columns) into a line; the new values_at, or a negative code."""
+    for run in range(table.shape[0]):
+        left = table[run, COUNT]
+        width = table[run, WIDTH]
+        cell = base + table[run, CELLS] + line * table[run, STRIDE]
+        state = base + table[run, STATES] + line * table[run, STATE_STRIDE]
+        size_at = base + table[run, SIZES] + line * table[run, SIZE_STRIDE]
+        usual = 0 < width < 0x80 and (width != 4 or cell & 3 == 0)
+        while left > 0:
+            if usual:
+                begin, end, most, place = np.uint64(at), np.uint64(stop), np.uint64(left), np.uint64(state)
+                if width == 4:  # a constant: so it is half of the loop's work
+                    done, after = _usual_cells(
+                        body, begin, end, most, FOUR, heap, words, np.uint64(cell >> 2), place
+                    )
+                else:
+                    wide = np.uint64(width)
+                    done, after = _usual_cells(
+                        body, begin, end, most, wide, heap, words, np.uint64(cell), place
+                    )
+                at = np.int64(after)
+                left -= np.int64(done)
+                cell += width * np.int64(done)
+                state += np.int64(done)
+                if left == 0:
+                    break
+            if at >= stop:
+                return UNUSUAL
+            tag, at = _tag(body, at, stop)
+            if at < 0:
+                return at
+            if tag != 0x12:
+                at = _skip_text(body, at, stop) if tag == 0x0A else _skip(body, at, stop, tag)
+                if at < 0:
+                    return at
+                continue
+            start, at = _length(body, at, stop)
+            if start < 0:
+                return MALFORMED
+            size = at - start
+            if width == 0:
+                if values_at + size > values.shape[0]:
+                    return NO_ROOM
+                longs[cell >> 3] = values_at
+                words[size_at >> 2] = size
+                values_at = _copy(body, start, size, values, values_at)
+                cell += 8
+                size_at += 4
+            elif size == width or size == 0:
+                _copy(body, start, size, heap, cell)
+                cell += width
+            else:
+                return UNUSUAL
+            heap[state] = VALUE if size != 0 else EMPTY
+            state += 1
+            left -= 1
+    while at < stop:
+        tag, at = _tag(body, at, stop)
+        if at < 0:
+            return at
+        if tag == 0x12:
+            return UNUSUAL
+        at = _skip_text(body, at, stop) if tag == 0x0A else _skip(body, at, stop, tag)
+        if at < 0:
+            return at
+    return values_at
+
+
+@_merged
+def _skip_beside_rows(body, at, end, tag):
+    """The place after a field of a Result that is no row; negative when it cannot be skipped."""
+    if tag == 0x0A or tag == 0x12:
+        return _skip_text(body, at, end)
+    if tag == 0x1A:
+        return _skip_feature_schema(body, at, end)
+    return _skip(body, at, end, tag)
+
+
+@_kernel(INT(BODY))
+def rows_begin(body: Any) -> int:
+    """Where the first row of a Result begins, its size when there is none; negative as `read_result`."""
+    at = 0
+    end = len(body)
+    while at < end:
+        tag, after = _tag(body, at, end)
+        if after < 0 or tag == 0x22:
+            return after if after < 0 else at
+        at = _skip_beside_rows(body, after, end, tag)
+        if at < 0:
+            return at
+    return at
+
+
+@_kernel(INT(BODY, INT, I32, I64_2, U8_OUT, INT, U8_OUT, INT))
 def read_result(
-    body: Any, lines: Any, table: Any, arena: Any, starts: Any, sizes: Any, heap: Any, heap_at: Any
+    body: Any, begin: Any, lines: Any, table: Any, heap: Any, base: Any, values: Any, values_at: Any
 ) -> int:
     """Reads a Result (field 4 rows{2 columns}) of as many rows as `lines` has, row i into line lines[i].
 
-    table [columns, 5] says where the values of each asked feature go, by WIDTH: a fixed-width one into `arena`,
-    line l at CELLS + l × STRIDE, its state at STATES + l × STATE_STRIDE. WIDTH 0 is a variable one: into `heap`
-    from `heap_at` on, its place at starts/sizes[l, CELLS], its state in `arena` as well. The caller vouches that
-    lines and table stay inside arena, starts and sizes.
-    Returns the new heap_at. UNUSUAL: other numbers of rows or values than asked for, or a value whose length
-    does not fit. Reference: onfs_wire.decode_rows and feature._write_cells, feature._write_var.
+    Reading begins at `begin`: 0, or where `rows_begin` said that the rows of a Result that began alike do.
+    table [runs, 8] says where the values go, a row for each run of COUNT values that are asked for, and lie, one
+    behind the other; places in `heap`, in bytes from `base`. Those of WIDTH bytes of line l begin at CELLS + l ×
+    STRIDE. WIDTH 0 are variable ones, which go to `values` from `values_at` on: where each starts is an int64 at
+    CELLS + l × STRIDE …, its size an int32 at SIZES + l × SIZE_STRIDE …. The states begin at STATES + l ×
+    STATE_STRIDE. The caller vouches that all lines and places stay inside heap, that those of numbers are multiples
+    of their size, and that heap's size is one of 8.
+    Returns the new values_at. UNUSUAL: other numbers of rows or values than asked for, or a value whose length does
+    not fit. Reference: onfs_wire.decode_rows and Lines._read_reference.
     """
-    at = 0
-    end = body.shape[0]
-    columns = table.shape[0]
+    at = begin
+    end = len(body)
     count = lines.shape[0]
+    words, longs = heap.view(np.uint32), heap.view(np.int64)
     row = 0
     while at < end:
         tag, at = _tag(body, at, end)
         if at < 0:
             return at
         if tag != 0x22:
-            if tag == 0x0A or tag == 0x12:
-                at = _skip_text(body, at, end)
-            elif tag == 0x1A:
-                at = _skip_feature_schema(body, at, end)
-            else:
-                at = _skip(body, at, end, tag)
+            at = _skip_beside_rows(body, at, end, tag)
             if at < 0:
                 return at
             continue
@@ -409,48 +548,11 @@ def read_result(
         if row >= count:
             return UNUSUAL
         line = np.int64(lines[row])
-        column = 0
-        while inner < stop:
-            tag, inner = _tag(body, inner, stop)
-            if inner < 0:
-                return inner
-            if tag != 0x12:
-                inner = _skip_text(body, inner, stop) if tag == 0x0A else _skip(body, inner, stop, tag)
-                if inner < 0:
-                    return inner
-                continue
-            start, inner = _length(body, inner, stop)
-            if start < 0:
-                return MALFORMED
-            if column >= columns:
-                return UNUSUAL
-            size = inner - start
-            width = table[column, WIDTH]
-            state = table[column, STATES] + line * table[column, STATE_STRIDE]
-            if width == 0:
-                if heap_at + size > heap.shape[0]:
-                    return NO_ROOM
-                place = table[column, CELLS]
-                starts[line, place] = heap_at
-                sizes[line, place] = size
-                heap_at = _copy(body, start, size, heap, heap_at)
-            elif size == width:
-                place = table[column, CELLS] + line * table[column, STRIDE]
-                if width == 4:
-                    arena[place] = body[start]
-                    arena[place + 1] = body[start + 1]
-                    arena[place + 2] = body[start + 2]
-                    arena[place + 3] = body[start + 3]
-                else:
-                    _copy(body, start, size, arena, place)
-            elif size != 0:
-                return UNUSUAL
-            arena[state] = VALUE if size != 0 else EMPTY
-            column += 1
-        if column != columns:
-            return UNUSUAL
+        values_at = _read_row(body, inner, stop, line, table, heap, base, words, longs, values, values_at)
+        if values_at < 0:
+            return values_at
         row += 1
-    return heap_at if row == count else UNUSUAL
+    return values_at if row == count else UNUSUAL
 
 
 # --- requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,7 +13,6 @@ from components import kernels
 from components.columns import text_of
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
-from components.wire import field_head
 from shared.feature_cache import Places
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
@@ -22,6 +22,20 @@ QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
 
 _ZEROS: Rows = np.zeros(1 << 14, np.int32)
+_ONE_PART = tuple(bytes((QUERY_KEYS, size + 2, KEYS_COLS, size)) for size in range(126))
+"""What stands before a key of one part in a query, by the size of that part: while all lengths have one byte."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _zeros(rows: int) -> Rows:
+    """The key of all rows is number 0; not to be written to."""
+    return _ZEROS[:rows] if rows <= len(_ZEROS) else np.zeros(rows, np.int32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(count: int, size: int) -> tuple[Rows, ...]:
+    """0 … count − 1 in batches of `size`; not to be written to."""
+    return tuple(counting(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
 class Keys(Protocol):
@@ -92,17 +106,13 @@ class _OneKey:
 
     def __init__(self, matrix: ShmMatrix, columns: Sequence[TextColumn | None]) -> None:
         self._columns = columns
-        self._parts = tuple(b"" if column is None else column.first() for column in columns)
-        self.gaps = not all(self._parts)
+        self._parts = [b"" if column is None else column.first() for column in columns]
+        self.gaps = b"" in self._parts
         self.count = 0 if self.gaps else 1
-        rows = matrix.rows
-        if self.gaps:
-            self.index = np.full(rows, -1, np.int32)
-        else:
-            self.index = _ZEROS[:rows] if rows <= len(_ZEROS) else np.zeros(rows, np.int32)
+        self.index = np.full(matrix.rows, -1, np.int32) if self.gaps else _zeros(matrix.rows)
 
     def parts(self, key: int) -> tuple[bytes, ...]:
-        return self._parts
+        return tuple(self._parts)
 
     def places(self) -> Places:
         heap, starts, sizes = _gathered(1, self._columns)
@@ -111,10 +121,10 @@ class _OneKey:
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         if not len(wanted):
             return []
-        if not all(part.isascii() for part in self._parts):
-            return [(wanted, encode_keys([self._parts]))]
-        cols = b"".join(field_head(KEYS_COLS, len(part)) + part for part in self._parts)
-        return [(wanted, field_head(QUERY_KEYS, len(cols)) + cols)]
+        parts = self._parts
+        if len(parts) == 1 and len(part := parts[0]) < len(_ONE_PART) and part.isascii():
+            return [(wanted, _ONE_PART[len(part)] + part)]
+        return encoded_batches(self, wanted, size)
 
     def rows_without(self, part: int) -> Rows:
         return np.empty(0, np.int32) if self._parts[part] else np.arange(len(self.index), dtype=np.int32)
@@ -220,8 +230,7 @@ class _AskedKeys(_ListedKeys):
             scratch.grow_out()
         if count < 0:
             return None
-        numbers = [counting(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
-        batches = _cut(out, ends, numbers)
+        batches = _cut(out, ends, _numbers(count, batch))
         return cls(heap, starts, sizes, index, first, count, bool(ends[-1]), batches)
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
@@ -230,10 +239,14 @@ class _AskedKeys(_ListedKeys):
 
 def _cut(out: Bytes, ends: npt.NDArray[np.int64], numbers: Sequence[Rows]) -> list[tuple[Rows, bytes]]:
     """The batches of keys that a kernel wrote one after the other, each with the numbers of its keys."""
+    if not numbers:
+        return []
+    stops = ends[: len(numbers)].tolist()
+    written = out[: stops[-1]].tobytes()
     batches = []
     at = 0
-    for keys, end in zip(numbers, ends.tolist(), strict=False):
-        batches.append((keys, out[at:end].tobytes()))
+    for keys, end in zip(numbers, stops, strict=True):
+        batches.append((keys, written[at:end]))
         at = end
     return batches
 

@@ -66,7 +66,7 @@ class ScoreBlock:
         """The block without any scores; `written`: a kernel will write all of its states."""
         columns, width = len(self.spec.columns), self.spec.width
         if not width:
-            return VarBlock(matrix.slot, matrix.rows, columns)
+            return VarBlock.empty(matrix.slot, matrix.rows, columns)
         make = CellBlock.unwritten if written else CellBlock.empty
         return make(matrix.slot, matrix.rows, columns, width)
 

@@ -345,7 +345,7 @@ class _Reader:
         return block
 
     def _var(self, head: _Variable, rows: int) -> VarBlock:
-        block = VarBlock(_NOWHERE, 0, 0)
+        block = VarBlock.empty(_NOWHERE, 0, 0)
         count = head.lines * head.columns
         shape = head.lines, head.columns
         # Copies: places that change under the encoder would lead it out of the heap.

@@ -60,6 +60,7 @@ VALUE = 1
 EMPTY = 2
 ODD = 3  # a value whose length does not fit the declared type, kept as it came
 
+_NO_HEAP: Bytes = np.empty(0, np.uint8)
 _COUNTING: Rows = np.arange(1 << 14, dtype=np.int32)
 
 
@@ -355,8 +356,9 @@ class TextColumn:
 
     def first(self) -> bytes:
         """The text of the first row: of all rows when the column is constant."""
-        start = int(self.starts[0])
-        return self.heap[start : start + int(self.sizes[0])].tobytes()
+        start: int = self.starts.item(0)
+        size: int = self.sizes.item(0)
+        return self.heap[start : start + size].tobytes()
 
     def texts(self, rows: Rows) -> list[bytes]:
         """The texts of `rows` (int32 [n])."""
@@ -495,13 +497,26 @@ class VarBlock:
 
     __slots__ = ("heap", "index", "sizes", "starts", "states")
 
-    def __init__(self, slot: Slot, lines: int, columns: int) -> None:
-        """A block in which all cells are ABSENT."""
-        self.starts: npt.NDArray[np.int64] = slot.zeros((lines, columns), np.int64)  # type: ignore[assignment]
-        self.sizes: Rows = slot.zeros((lines, columns), np.int32)  # type: ignore[assignment]
-        self.states: Bytes = slot.zeros((lines, columns), np.uint8)  # type: ignore[assignment]
-        self.heap: Bytes = np.empty(0, np.uint8)
+    def __init__(self, starts: npt.NDArray[np.int64], sizes: Rows, states: Bytes) -> None:
+        """A block over memory of the slot, [lines, columns] each."""
+        self.starts = starts
+        self.sizes = sizes
+        self.states = states
+        self.heap: Bytes = _NO_HEAP
         self.index: Rows | None = None
+
+    @classmethod
+    def empty(cls, slot: Slot, lines: int, columns: int) -> VarBlock:
+        """A block in which all cells are ABSENT."""
+        count = lines * columns
+        arena = slot.allocate(13 * count)
+        arena[:] = ABSENT
+        shape = lines, columns
+        return cls(
+            arena[: 8 * count].view(np.int64).reshape(shape),
+            arena[8 * count : 12 * count].view(np.int32).reshape(shape),
+            arena[12 * count :].reshape(shape),
+        )
 
     def fill(self, slot: Slot, cells: Iterable[tuple[int, int, bytes]]) -> None:
         """Writes (line, column, value) cells; to be called once, with all of them."""

@@ -45,7 +45,7 @@ def matrix_of(slot: Slot) -> tuple[ShmMatrix, dict[str, object]]:
     cell.put(1, 0, b"")
     cell.put(2, 0, b"odd")
     cell.index = np.array([0, 1, 2, -1], np.int32)
-    var = VarBlock(slot, 4, 1)
+    var = VarBlock.empty(slot, 4, 1)
     var.fill(slot, [(0, 0, b"word"), (1, 0, b"")])
     pair = CellBlock.empty(slot, 4, 1, 8)
     pair.put(0, 0, le(1, 2))

@@ -47,35 +47,41 @@ WIDTHS = st.lists(st.sampled_from([0, 1, 2, 4, 8, 12]), min_size=1, max_size=4)
 class Target:
     """Memory that a Result is read into: the columns of these widths, side by side, for so many lines."""
 
-    def __init__(self, widths: Sequence[int], lines: int, heap: int) -> None:
+    def __init__(self, widths: Sequence[int], lines: int, values: int, base: int = 64) -> None:
         self.widths = widths
         self.lines = lines
-        stride = sum(widths) + len(widths)
-        self.arena = canaries(stride * lines)
-        self.table = np.zeros((len(widths), 5), np.int64)
+        runs = [(width, len(list(group))) for width, group in itertools.groupby(widths)]
+        stride = sum(-(-count * (width + 1 if width else 13) // 8) * 8 for width, count in runs)
+        self.base = base
+        self.heap = canaries(base + stride * lines)
+        self.table = np.zeros((len(runs), kernels.RUN_COLUMNS), np.int64)
+        self.places: list[tuple[int, int, int, int]] = []  # by column: width, cell, state, size
+        self.stride = stride
         at = 0
-        for column, width in enumerate(widths):
-            cells = at if width else column
-            self.table[column] = (width, cells, stride, at + width, stride)
-            at += width + 1
-        self.starts = np.full((lines, len(widths)), -1, np.int64)
-        self.sizes = np.full((lines, len(widths)), -1, np.int32)
-        self.heap = canaries(heap)
+        for run, (width, count) in enumerate(runs):
+            sizes = at + 8 * count
+            states = at + count * (width or 12)
+            self.table[run] = (count, width, at, stride, states, stride, sizes, stride)
+            for column in range(count):
+                self.places.append((width, at + column * (width or 8), states + column, sizes + 4 * column))
+            at += -(-count * (width + 1 if width else 13) // 8) * 8
+        self.values = canaries(values)
 
-    def read(self, body: bytes, lines: npt.NDArray[np.int32], heap_at: int = 0) -> int:
+    def read(self, body: bytes, lines: npt.NDArray[np.int32], values_at: int = 0, begin: int = 0) -> int:
         return kernels.read_result(
-            array(body), lines, self.table, self.arena, self.starts, self.sizes, self.heap, heap_at
+            body, begin, lines, self.table, self.heap, self.base, self.values, values_at
         )
 
     def cell(self, line: int, column: int) -> tuple[int, bytes]:
         """(state, value) of a cell."""
-        width, cells, stride, states, state_stride = self.table[column].tolist()
-        state = int(self.arena[states + line * state_stride])
+        width, *offsets = self.places[column]
+        cell, state, size = (self.base + offset + line * self.stride for offset in offsets)
         if not width:
-            start, size = int(self.starts[line, column]), int(self.sizes[line, column])
-            return state, self.heap[start : start + size].tobytes()
-        start = cells + line * stride
-        return state, self.arena[start : start + width].tobytes() if state == VALUE else b""
+            start = int(self.heap[cell : cell + 8].view(np.int64)[0])
+            length = int(self.heap[size : size + 4].view(np.int32)[0])
+            return int(self.heap[state]), self.values[start : start + length].tobytes()
+        value = self.heap[cell : cell + width].tobytes()
+        return int(self.heap[state]), value if self.heap[state] == VALUE else b""
 
 
 def expected_cells(rows: Sequence[Sequence[bytes]]) -> list[list[tuple[int, bytes]]]:
@@ -87,7 +93,8 @@ def hold_result(body: bytes, widths: Sequence[int], rows: int, lines: Sequence[i
     spare = 3
     target = Target(widths, len(lines) + spare, len(body) + spare)
     code = target.read(body, np.array(lines[:rows], np.int32), spare)
-    assert (target.heap[:spare] == CANARY).all()
+    assert (target.values[:spare] == CANARY).all()
+    assert (target.heap[: target.base] == CANARY).all()
     if code < 0:
         return code
     wanted = decode_rows(body, rows, len(widths))  # a WireError here: the kernel accepted too much
@@ -95,12 +102,17 @@ def hold_result(body: bytes, widths: Sequence[int], rows: int, lines: Sequence[i
         assert [target.cell(lines[row], column) for column in range(len(widths))] == cells
     untouched = set(range(len(lines) + spare)).difference(lines[:rows])
     for line in untouched:
-        for column in range(len(widths)):
-            assert target.cell(line, column)[0] == CANARY
+        begin = target.base + line * target.stride
+        assert (target.heap[begin : begin + target.stride] == CANARY).all()
     assert code == spare + sum(
         len(value) for row in wanted for value, width in zip(row, widths, strict=True) if not width
     )
-    assert (target.heap[code:] == CANARY).all()
+    assert (target.values[code:] == CANARY).all()
+    begin = kernels.rows_begin(body)
+    assert onfs_pb2.Result.FromString(body[:begin]).rows == []
+    again = Target(widths, len(lines) + spare, len(body) + spare)
+    assert again.read(body, np.array(lines[:rows], np.int32), spare, begin) == code
+    assert (again.heap == target.heap).all()
     return code
 
 
@@ -196,7 +208,7 @@ def test_read_result_stops_at_the_end_of_the_heap() -> None:
     needed = sum(len(row[0]) for row in decode_rows(body, 5, 1))
     for room in range(needed + 1):
         target = Target([0], 5, needed)
-        target.heap = target.heap[:room]
+        target.values = target.values[:room]
         code = target.read(body, np.arange(5, dtype=np.int32))
         assert code == (kernels.NO_ROOM if room < needed else needed)
 

@@ -86,7 +86,7 @@ class Columns:
             if value is not None
         ]
         if not width:
-            var = VarBlock(slot, lines, len(columns))
+            var = VarBlock.empty(slot, lines, len(columns))
             var.fill(slot, cells)
             return var
         block = CellBlock.empty(slot, lines, len(columns), width)

@@ -135,7 +135,7 @@ def _matrix(rng: np.random.Generator, slot: Any, layout: Layout, rows: int, *, o
             for line, column, value in cells:
                 block.put(line, column, value)
         else:
-            block = VarBlock(slot, lines, len(spec.columns))
+            block = VarBlock.empty(slot, lines, len(spec.columns))
             block.fill(slot, cells)
         if shared:
             block.index = rng.integers(-1, lines, rows).astype(np.int32)

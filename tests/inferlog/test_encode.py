@@ -259,7 +259,7 @@ def test_a_value_that_is_too_long_for_its_length_field(written: str, kind: str, 
         too_long = b"x" * 65536
     made = make(1, [kind], rows=3)
     column = made.layouts.targets.byte["e:g0:f"]
-    block = VarBlock(made.matrix.slot, 3, 1)
+    block = VarBlock.empty(made.matrix.slot, 3, 1)
     block.fill(made.matrix.slot, [(0, 0, fits), (1, 0, too_long), (2, 0, fits)])
     made.matrix.blocks[column.block] = block
     schema = made.schema(written)

@@ -46,7 +46,7 @@ def made(slot: Slot, rows: int, seed: int) -> ShmMatrix:
     for line in range(lines):
         shared.put(line, 0, chance.randbytes(4))
         shared.put(line, 1, chance.choice([b"", b"odd"]))
-    texts = VarBlock(slot, lines, 2)
+    texts = VarBlock.empty(slot, lines, 2)
     texts.index = index
     texts.fill(slot, [(line, 1, chance.randbytes(chance.randint(0, 9))) for line in range(lines)])
     own = CellBlock.empty(slot, rows, 1, 8)

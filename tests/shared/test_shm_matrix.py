@@ -385,7 +385,7 @@ def test_a_cell_block_shows_what_was_put(lines: list[list[bytes]], data: st.Data
 def test_a_var_block_shows_what_was_filled(lines: list[list[bytes]], data: st.DataObject) -> None:
     pool = MatrixPool(MIB, MIB)
     slot = pool.acquire()
-    block = VarBlock(slot, len(lines) + 1, 2)
+    block = VarBlock.empty(slot, len(lines) + 1, 2)
     block.fill(
         slot,
         [(line, column, value) for line, values in enumerate(lines) for column, value in enumerate(values)],
@@ -402,7 +402,7 @@ def test_a_var_block_shows_what_was_filled(lines: list[list[bytes]], data: st.Da
 
 
 def test_blocks_without_lines_show_nothing(slot: Slot) -> None:
-    for block in (CellBlock.empty(slot, 0, 2, 4), VarBlock(slot, 0, 2)):
+    for block in (CellBlock.empty(slot, 0, 2, 4), VarBlock.empty(slot, 0, 2)):
         block.index = rows(-1, -1)
         assert block.values(1, rows(0, 1)) == [b"", b""]
 

@@ -90,7 +90,7 @@ class Table:
                 if value:
                     block.put(line, place, value)
         else:
-            block = VarBlock(slot, max([*lines, 0]) + 1, len(columns))
+            block = VarBlock.empty(slot, max([*lines, 0]) + 1, len(columns))
             block.fill(slot, {(line, place): (line, place, value) for line, place, value in cells}.values())
         if index is not None:
             block.index = np.array(index, np.int32)
