@@ -14,7 +14,7 @@ import numpy as np
 
 from components.columns import text_of
 from components.fetched import FetchedLayout, Lines
-from components.keys import Keys, distinct_keys, encoded_batches, key_texts
+from components.keys import Keys, all_numbers, distinct_keys, encoded_batches, key_texts
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
 from dag.layout import ByteColumn
@@ -22,7 +22,7 @@ from rpc.status import Status
 from shared.board import Counter
 from shared.datatypes import DataType
 from shared.feature_cache import CacheKey, FeatureCache
-from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock, counting
+from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock
 
 __all__ = ["CacheRule", "DerivedKey", "Feature", "cause"]
 
@@ -79,13 +79,13 @@ class Feature:
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
-        wanted = counting(0, keys.count)
+        wanted = all_numbers(keys.count)
         if caching is not None and keys.count:
             found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
             caching.requests.value += keys.count
             caching.misses.value += keys.count - hits
             if hits == keys.count:
-                wanted = counting(0, 0)
+                wanted = all_numbers(0)
             elif hits:
                 wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
         if len(wanted):
@@ -106,8 +106,9 @@ class Feature:
         self, scoring: Scoring, keys: Keys, lines: Lines, batches: Sequence[Rows], replies: Sequence[Reply]
     ) -> None:
         """Reads the answers into the lines of their keys; those of failed calls have none and mark their rows."""
-        lines.expect(scoring.matrix.slot, sum(len(reply.body) for reply in replies if not reply.status))
-        for batch, reply in zip(batches, replies, strict=True):
+        lines.expect_answers(scoring.matrix.slot, replies)
+        for number, batch in enumerate(batches):
+            reply = replies[number]
             if reply.status:
                 self._fail_keys(scoring, keys, lines, batch, cause(reply), Status(reply.status).name)
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 from components import kernels
 from components.onfs_wire import decode_rows
 from components.wire import WireError
+from dag.component import Reply
 from dag.layout import BlockSpec
 from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
 from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
@@ -185,6 +186,11 @@ class Lines:
         self._values: Bytes = NO_HEAP
         self._values_from = self._values_at = 0
 
+    def expect_answers(self, slot: Slot, replies: Sequence[Reply]) -> None:
+        """Makes room for the variable values of these answers."""
+        if self._var is not None:
+            self.expect(slot, sum(len(reply.body) for reply in replies if not reply.status))
+
     def expect(self, slot: Slot, size: int) -> None:
         """Makes room for `size` more bytes of variable values, behind those that are there."""
         if (var := self._var) is None or self._values_at + size <= len(self._values):
@@ -281,9 +287,10 @@ class Lines:
 
     def hand_over(self, matrix: ShmMatrix, index: Rows) -> None:
         """Puts the blocks into the matrix; row r shows line index[r] (−1: none)."""
-        for place, block in zip(self._shape.fixed, self._blocks, strict=True):
+        fixed = self._shape.fixed
+        for number, block in enumerate(self._blocks):
             block.index = index
-            matrix.blocks[place.number] = block
+            matrix.blocks[fixed[number].number] = block
         if (variable := self._shape.variable) is not None and (var := self._var) is not None:
             var.index = index
             matrix.blocks[variable.number] = var

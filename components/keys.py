@@ -16,7 +16,7 @@ from components.scratch import scratch
 from shared.feature_cache import Places
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
-__all__ = ["Keys", "distinct_keys", "encoded_batches", "key_texts"]
+__all__ = ["Keys", "all_numbers", "distinct_keys", "encoded_batches", "key_texts"]
 
 QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
@@ -30,6 +30,12 @@ _ONE_PART = tuple(bytes((QUERY_KEYS, size + 2, KEYS_COLS, size)) for size in ran
 def _zeros(rows: int) -> Rows:
     """The key of all rows is number 0; not to be written to."""
     return _ZEROS[:rows] if rows <= len(_ZEROS) else np.zeros(rows, np.int32)
+
+
+@functools.lru_cache(maxsize=1024)
+def all_numbers(count: int) -> Rows:
+    """0 … count − 1, int32; not to be written to."""
+    return counting(0, count)
 
 
 @functools.lru_cache(maxsize=1024)
