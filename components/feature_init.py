@@ -6,7 +6,6 @@ Rows are the target ids in request order. What the config never mentions is left
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,98 +16,95 @@ from dag.plan import Plan
 from shared.datatypes import DataType
 from shared.shm_matrix import MatrixFull, ShmMatrix, Slot, TextColumn, TypedColumn
 
-__all__ = ["Brought", "BroughtSlates", "Column", "Places", "initialize"]
+__all__ = ["Brought", "BroughtSlates", "Column", "initialize"]
 
-NO_HEAP = np.empty(0, np.uint8)
-
-
-class Places(NamedTuple):
-    """Values by where they stand in the request's body: starts int64 [rows], sizes int32 [rows]."""
-
-    starts: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int32]
+STRING, STRING_VECTOR = 14, 29  # DataType, as plain numbers: its properties cost more than all else here
 
 
-class Column(NamedTuple):
+class Column:
     """A column of a request: one value a row, or a single one for all rows.
 
-    String values are texts; values of other types are raw bytes, b"" for no value.
+    String values are texts; values of other types are raw bytes, b"" for no value. A TextColumn stands in the
+    slot of the request's matrix already.
     """
 
-    name: str
-    data_type: DataType
-    values: Sequence[bytes] | Places
-    vector_dim: int = 0
+    __slots__ = ("data_type", "name", "values", "vector_dim")
+
+    def __init__(
+        self, name: str, data_type: DataType, values: Sequence[bytes] | TextColumn, vector_dim: int = 0
+    ) -> None:
+        self.name = name
+        self.data_type = data_type
+        self.values = values
+        self.vector_dim = vector_dim
 
 
-class BroughtSlates(NamedTuple):
+class BroughtSlates:
     """The pairs or slates of a request: their target rows, as in dag.component.Slates, and their features."""
 
-    rows: npt.NDArray[np.int32]
-    bounds: npt.NDArray[np.int64]
-    columns: Sequence[Column]
+    __slots__ = ("bounds", "columns", "rows")
+
+    def __init__(
+        self, rows: npt.NDArray[np.int32], bounds: npt.NDArray[np.int64], columns: Sequence[Column]
+    ) -> None:
+        self.rows = rows
+        self.bounds = bounds
+        self.columns = columns
 
 
-class Brought(NamedTuple):
+class Brought:
     """A request, checked: its rows and columns, whatever message it came in."""
 
-    rows: int
-    columns: Sequence[Column]
-    slates: BroughtSlates | None = None
-    body: bytes = b""  # what Places stand in
+    __slots__ = ("columns", "rows", "slates")
+
+    def __init__(self, rows: int, columns: Sequence[Column], slates: BroughtSlates | None = None) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.slates = slates
 
 
 def initialize(plan: Plan, brought: Brought, slot: Slot) -> Scoring:
     """The matrix of a request, and that of its slates, in `slot`. Raises MatrixFull."""
-    texts = _Texts(slot, brought.body)
-    matrix = _matrix(plan.layout, brought.rows, brought.columns, texts)
+    matrix = _matrix(slot, plan.layout, brought.rows, brought.columns)
     for external, text in plan.constants:
         matrix.texts[external] = TextColumn.same(slot, text)
-    if brought.slates is None:
+    own = brought.slates
+    if own is None:
         return Scoring(matrix)
-    rows, bounds, columns = brought.slates
-    slates = _matrix(plan.slate_layout, len(bounds) - 1, columns, texts)
-    return Scoring(matrix, Slates(slates, rows, bounds))
+    slates = _matrix(slot, plan.slate_layout, len(own.bounds) - 1, own.columns)
+    return Scoring(matrix, Slates(slates, own.rows, own.bounds))
 
 
-class _Texts:
-    """Makes text columns in a slot; the body is copied there once, however many columns stand in it."""
-
-    def __init__(self, slot: Slot, body: bytes) -> None:
-        self.slot = slot
-        self._heap, self._at = slot.copy(body) if body else (NO_HEAP, 0)
-
-    def spread(self, name: str, size: int, rows: int) -> None:
-        """Refuses a text that all rows share when it would not fit once for each: that is how models get it.
-
-        Raises MatrixFull.
-        """
-        if size * rows > self.slot.limit:
-            raise MatrixFull(
-                f"column {name!r} has one value of {size} bytes for {rows} rows, which makes {size * rows} bytes: "
-                f"the limit is {self.slot.limit} (INFERFLOW_MAX_MATRIX_BYTES)"
-            )
-
-    def column(self, values: Sequence[bytes] | Places) -> TextColumn:
-        if isinstance(values, Places):
-            starts = values.starts + self._at
-            return TextColumn(self._heap, starts, values.sizes, constant=len(starts) == 1)
-        if len(values) == 1:
-            return TextColumn.same(self.slot, values[0])
-        return TextColumn.of(self.slot, values)
-
-
-def _matrix(layout: Layout, rows: int, columns: Sequence[Column], texts: _Texts) -> ShmMatrix:
-    matrix = ShmMatrix(texts.slot, rows, len(layout.blocks), len(layout.external))
+def _matrix(slot: Slot, layout: Layout, rows: int, columns: Sequence[Column]) -> ShmMatrix:
+    externals = layout.external
+    matrix = ShmMatrix(slot, rows, len(layout.blocks), len(externals))
     for column in columns:
-        external = layout.external.get(column.name)
+        external = externals.get(column.name)
         if external is None:
             continue
-        text = texts.column(column.values)
+        values = column.values
+        text = values if isinstance(values, TextColumn) else _text(slot, values)
         if text.constant:
-            texts.spread(column.name, int(text.sizes[0]), rows)
-        if column.data_type.element is DataType.STRING:
+            _check_spread(column.name, int(text.sizes[0]), rows, slot)
+        kind: int = column.data_type
+        if kind in (STRING, STRING_VECTOR):
             matrix.texts[external] = text
         else:
             matrix.typed[external] = TypedColumn(column.data_type, column.vector_dim, text)
     return matrix
+
+
+def _text(slot: Slot, values: Sequence[bytes]) -> TextColumn:
+    return TextColumn.same(slot, values[0]) if len(values) == 1 else TextColumn.of(slot, values)
+
+
+def _check_spread(name: str, size: int, rows: int, slot: Slot) -> None:
+    """Refuses a text that all rows share when it would not fit once for each: that is how models get it.
+
+    Raises MatrixFull.
+    """
+    if size * rows > slot.limit:
+        raise MatrixFull(
+            f"column {name!r} has one value of {size} bytes for {rows} rows, which makes {size * rows} bytes: "
+            f"the limit is {slot.limit} (INFERFLOW_MAX_MATRIX_BYTES)"
+        )

@@ -94,6 +94,10 @@ class Plan:
     constants: tuple[tuple[int, bytes], ...]  # external id → text in all rows (calibration columns)
     composites: frozenset[str]  # text columns that components write: no request may bring them
     meters: PlanMeters
+    shapes: dict[tuple[int, bool, bytes], object] = dataclasses.field(
+        default_factory=dict, init=False, compare=False
+    )
+    """What `workers.requests` has worked out about requests for this plan, by what they have in common."""
 
     def __repr__(self) -> str:
         return f"<Plan {self.model_config_id} {self.digest[:12]} {len(self.components)} components>"

@@ -231,9 +231,9 @@ class InProcess:
 
     async def _score(self, path: str, body: bytes, metadata: Mapping[str, str]) -> Scored:
         given = {name.encode(): value.encode() for name, value in metadata.items()}
-        inquiry = ADAPTERS[METHODS.index(path.encode())](body, given, Reading())
-        plan = self.service.plans.find(inquiry.model_config_id)
         slot = self.pool.acquire()
+        inquiry = ADAPTERS[METHODS.index(path.encode())](body, given, Reading(), slot)
+        plan = self.service.plans.find(inquiry.model_config_id)
         scoring = initialize(plan, inquiry.bring(plan), slot)
         ran, freed = self.loop.create_future(), self.loop.create_future()
         execution = Execution(self._executor, plan, scoring, None, ran.set_result, freed.set_result)

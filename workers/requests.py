@@ -6,20 +6,23 @@ Everything a client can get wrong is found here, before a component runs: each e
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
+from numpy import empty, int32, int64
 
-from components import kernels
-from components.feature_init import Brought, BroughtSlates, Column, Places
+from components import request_kernels
+from components.feature_init import Brought, BroughtSlates, Column
+from components.kernels import NO_ROOM
+from components.scratch import scratch
 from dag.plan import Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
+from shared.shm_matrix import Bytes, Slot, TextColumn
 
 __all__ = ["ADAPTERS", "Adapter", "BadRequest", "Inquiry", "Reading"]
 
@@ -27,9 +30,12 @@ SLATE_INDICES = "slate_target_indices"  # the column of the slates' matrix that 
 METADATA_ENTITIES = ((b"user-id", "user_id"), (b"app-version-code", "app_version_code"))
 
 Metadata = Mapping[bytes, bytes]
-POINT_WISE_TARGETS = 0x2A  # tag of field 5, length-delimited
-SLATE_TARGETS = 0x3A  # field 7, in pair and slate requests
-SLATES = 0x32  # field 6, in the same: pairs or slates
+NEITHER: Final = 0  # what a request has besides targets; as in components.request_kernels
+PAIRS: Final = 1
+SLATES: Final = 2
+
+MAX_SHAPES = 32  # that are kept for a plan
+MAX_SHAPE = 16 << 10  # bytes of one that is kept: some 400 features
 
 # Cells that any request may have. Values take two bytes each at least, so that a table without gaps has always
 # fewer cells than its body has bytes; one with gaps may be as large as that of a usual body.
@@ -44,12 +50,16 @@ class BadRequest(ValueError):
     """The client's mistake; the message names field, index and bound."""
 
 
-class Inquiry(NamedTuple):
+class Inquiry:
     """A request as far as it can be read without its plan."""
 
-    model_config_id: str
-    tracking_id: str
-    bring: Callable[[Plan], Brought]  # raises BadRequest
+    def __init__(self, model_config_id: str, tracking_id: str) -> None:
+        self.model_config_id = model_config_id
+        self.tracking_id = tracking_id
+
+    def bring(self, plan: Plan) -> Brought:
+        """What the request brings to its plan. Raises BadRequest."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,99 +70,34 @@ class Reading:
     reference_codecs: bool = False
 
 
-Adapter = Callable[[bytes, Metadata, Reading], Inquiry]
-"""Reads a body; raises BadRequest for one that is no such message."""
+Adapter = Callable[[bytes, Metadata, Reading, Slot], Inquiry]
+"""Reads a body; the slot is that of its matrix. Raises BadRequest if it is no such message, and MatrixFull."""
 
 
-def _point_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _placed(body, POINT_WISE_TARGETS, reading)
-    request = _parsed(predict_pb2.PointWiseRequest, body, rest)
-    targets = placed.targets if placed else _MessageTargets(request.targets)
-    bring = functools.partial(_bring_targets, request, targets, reading)
-    return Inquiry(request.model_config_id, request.tracking_id, bring)
+def _retrieve(body: bytes, metadata: Metadata, _: Reading, __: Slot) -> Inquiry:
+    return _Entities(_parsed(inferflow_pb2.InferflowRequestProto, body), metadata)
 
 
-def _bring_targets(
-    request: predict_pb2.PointWiseRequest,
-    targets: _MessageTargets | _PlacedTargets,
-    reading: Reading,
-    plan: Plan,
-) -> Brought:
-    return Brought(targets.rows, _predict_columns(plan, request, targets, reading), body=targets.body)
+def _point_wise(body: bytes, _: Metadata, reading: Reading, slot: Slot) -> Inquiry:
+    return _placed(body, NEITHER, reading, slot) or _messages(body, NEITHER, reading)
 
 
-def _pair_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _placed(body, SLATE_TARGETS, reading, slates=SLATES, pairs=True)
-    request = _parsed(predict_pb2.PairWiseRequest, body, rest)
-    targets = placed.targets if placed else _MessageTargets(request.targets)
-    pairs = placed.slates if placed else _MessagePairs(request.pairs)
-    return _in_slates(request, targets, pairs, request.pair_input_schema, reading)
+def _pair_wise(body: bytes, _: Metadata, reading: Reading, slot: Slot) -> Inquiry:
+    return _placed(body, PAIRS, reading, slot) or _messages(body, PAIRS, reading)
 
 
-def _slate_wise(body: bytes, _: Metadata, reading: Reading) -> Inquiry:
-    placed, rest = _placed(body, SLATE_TARGETS, reading, slates=SLATES)
-    request = _parsed(predict_pb2.SlateWiseRequest, body, rest)
-    targets = placed.targets if placed else _MessageTargets(request.targets)
-    slates = placed.slates if placed else _MessageSlates(request.slates)
-    return _in_slates(request, targets, slates, request.slate_input_schema, reading)
-
-
-def _in_slates(
-    request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
-    targets: _MessageTargets | _PlacedTargets,
-    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
-    schema: Schema,
-    reading: Reading,
-) -> Inquiry:
-    bring = functools.partial(_bring_slates, request, targets, slates, schema, reading)
-    return Inquiry(request.model_config_id, request.tracking_id, bring)
-
-
-def _bring_slates(
-    request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
-    targets: _MessageTargets | _PlacedTargets,
-    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
-    schema: Schema,
-    reading: Reading,
-    plan: Plan,
-) -> Brought:
-    columns = _predict_columns(plan, request, targets, reading)
-    rows, bounds = slates.named()
-    if len(bounds) == 1:
-        raise BadRequest(f"{slates.unit}s is empty: at least one {slates.unit} is needed")
-    outside = np.flatnonzero((rows < 0) | (rows >= targets.rows))
-    if len(outside):
-        place = int(outside[0])
-        raise _wrong_index(slates.unit, bounds, place, int(rows[place]), targets.rows)
-    own = _slate_columns(request, schema, slates, reading)
-    return Brought(targets.rows, columns, BroughtSlates(rows, bounds, own), targets.body)
-
-
-def _retrieve(body: bytes, metadata: Metadata, _: Reading) -> Inquiry:
-    request = _parsed(inferflow_pb2.InferflowRequestProto, body)
-    bring = functools.partial(_bring_entities, request, metadata)
-    return Inquiry(request.model_config_id, request.tracking_id, bring)
-
-
-def _bring_entities(request: inferflow_pb2.InferflowRequestProto, metadata: Metadata, plan: Plan) -> Brought:
-    columns = list(_entity_columns(request.entities))
-    present = {column.name for column in columns}
-    added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
-    columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
-    if not _good_names(plan, [column.name for column in columns]):
-        places = [(name, f"metadata {key.decode()!r}") for key, name in added]
-        _check_names(plan, [*_entity_places(request.entities), *places])
-    return Brought(len(request.entities[0].ids), columns)
+def _slate_wise(body: bytes, _: Metadata, reading: Reading, slot: Slot) -> Inquiry:
+    return _placed(body, SLATES, reading, slot) or _messages(body, SLATES, reading)
 
 
 ADAPTERS: tuple[Adapter, ...] = (_retrieve, _point_wise, _pair_wise, _slate_wise)
 """By method: RetrieveModelScore, InferPointWise, InferPairWise, InferSlateWise."""
 
 
-def _parsed(kind: type[M], body: bytes, rest: bytes | None = None) -> M:
-    """The message of a body; of its `rest` when the targets were taken out of it."""
+def _parsed(kind: type[M], body: bytes) -> M:
+    """The message of a body."""
     try:
-        return kind.FromString(body if rest is None else rest)
+        return kind.FromString(body)
     except DecodeError as error:
         raise BadRequest(f"the body of {len(body)} bytes is no {kind.DESCRIPTOR.name}") from error
 
@@ -198,6 +143,26 @@ def _check_names(plan: Plan, names: Iterable[tuple[str, str]]) -> None:
 
 
 # --- RetrieveModelScore
+
+
+class _Entities(Inquiry):
+    """A RetrieveModelScore request."""
+
+    def __init__(self, request: inferflow_pb2.InferflowRequestProto, metadata: Metadata) -> None:
+        super().__init__(request.model_config_id, request.tracking_id)
+        self._request = request
+        self._metadata = metadata
+
+    def bring(self, plan: Plan) -> Brought:
+        entities, metadata = self._request.entities, self._metadata
+        columns = list(_entity_columns(entities))
+        present = {column.name for column in columns}
+        added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
+        columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
+        if not _good_names(plan, [column.name for column in columns]):
+            places = [(name, f"metadata {key.decode()!r}") for key, name in added]
+            _check_names(plan, [*_entity_places(entities), *places])
+        return Brought(len(entities[0].ids), columns)
 
 
 def _entity_columns(entities: Sequence[inferflow_pb2.InferflowRequestProto.Entity]) -> Iterable[Column]:
@@ -247,72 +212,51 @@ Schema = Sequence[predict_pb2.FeatureSchema]
 PredictRequest = predict_pb2.PointWiseRequest | predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest
 
 
-class _MessageTargets:
-    """The targets of a request as protobuf messages: the reference of `_PlacedTargets`."""
-
-    body = b""
-
-    def __init__(self, targets: Sequence[predict_pb2.Target]) -> None:
-        self.rows = len(targets)
-        self._targets = targets
-
-    def ids(self) -> list[bytes]:
-        return [target.id.encode() for target in self._targets]
-
-    def features(self, schema: Schema, reading: Reading) -> list[Column]:
-        return _row_columns(schema, self._targets, "target_input_schema", "targets", reading)
+KINDS: tuple[type[PredictRequest], ...] = (
+    predict_pb2.PointWiseRequest,
+    predict_pb2.PairWiseRequest,
+    predict_pb2.SlateWiseRequest,
+)
+"""By what they have besides targets."""
 
 
-class _PlacedTargets:
-    """The targets of a request by where their fields stand in its body."""
-
-    def __init__(self, body: bytes, ids: Places, values: _PlacedValues) -> None:
-        self.body = body
-        self.rows = len(ids.starts)
-        self._ids = ids
-        self._values = values
-
-    def ids(self) -> Places:
-        return self._ids
-
-    def features(self, schema: Schema, reading: Reading) -> list[Column]:
-        return self._values.columns(schema, "target_input_schema", "targets", reading)
+def _messages(body: bytes, groups: int, reading: Reading) -> Inquiry:
+    """A Predict request, read by protobuf. Raises BadRequest."""
+    return _Messages(_parsed(KINDS[groups], body), reading)
 
 
-class _PlacedValues(NamedTuple):
-    """Feature values by where they stand in a body: starts, sizes [values, rows].
+class _Messages(Inquiry):
+    """A Predict request as protobuf messages: the reference of `_Placed`, and who says what is wrong with one."""
 
-    Where a row has fewer, start and size are 0.
-    """
+    def __init__(self, request: PredictRequest, reading: Reading) -> None:
+        super().__init__(request.model_config_id, request.tracking_id)
+        self._request = request
+        self._reading = reading
 
-    starts: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int32]
-
-    @classmethod
-    def empty(cls, values: int, rows: int) -> _PlacedValues:
-        return cls(np.empty((values, rows), np.int64), np.empty((values, rows), np.int32))
-
-    def columns(self, schema: Schema, schema_field: str, rows_field: str, reading: Reading) -> list[Column]:
-        """The values as columns, the reference of which is `_row_columns`."""
-        if len(self.starts) > len(schema):
-            number = int(np.flatnonzero(self.starts[len(schema)])[0])  # no value stands at byte 0
-            count = int(np.count_nonzero(self.starts[:, number]))
-            raise _too_many_values(rows_field, number, count, schema_field, len(schema))
-        columns = []
-        for at, part in enumerate(schema):
-            kind = _data_type(part.data_type, f"{schema_field}[{at}]", reading)
-            if at >= len(self.starts):
-                continue
-            sizes = self.sizes[at]
-            for number in _misfits(sizes, kind, part.vector_dim).tolist():
-                place = f"{rows_field}[{number}].feature_values[{at}]"
-                raise _wrong_length(place, part.name, int(sizes[number]), kind, part.vector_dim)
-            columns.append(Column(part.name, kind, Places(self.starts[at], sizes), part.vector_dim))
-        return columns
+    def bring(self, plan: Plan) -> Brought:
+        request, reading = self._request, self._reading
+        columns = _predict_columns(plan, request, reading)
+        targets = len(request.targets)
+        if isinstance(request, predict_pb2.PointWiseRequest):
+            return Brought(targets, columns)
+        slates: _MessagePairs | _MessageSlates
+        if isinstance(request, predict_pb2.PairWiseRequest):
+            slates, schema = _MessagePairs(request.pairs), request.pair_input_schema
+        else:
+            slates, schema = _MessageSlates(request.slates), request.slate_input_schema
+        rows, bounds = slates.named()
+        if len(bounds) == 1:
+            raise BadRequest(f"{slates.unit}s is empty: at least one {slates.unit} is needed")
+        outside = np.flatnonzero((rows < 0) | (rows >= targets))
+        if len(outside):
+            place = int(outside[0])
+            raise _wrong_index(slates.unit, bounds, place, int(rows[place]), targets)
+        own = _slate_columns(request, schema, slates, reading)
+        return Brought(targets, columns, BroughtSlates(rows, bounds, own))
 
 
 class _MessagePairs:
-    """The pairs of a request as protobuf messages: a reference of `_PlacedSlates`."""
+    """The pairs of a request as protobuf messages."""
 
     unit = "pair"
 
@@ -328,7 +272,7 @@ class _MessagePairs:
 
 
 class _MessageSlates:
-    """The slates of a request as protobuf messages: a reference of `_PlacedSlates`."""
+    """The slates of a request as protobuf messages."""
 
     unit = "slate"
 
@@ -345,72 +289,11 @@ class _MessageSlates:
         return _row_columns(schema, self._slates, "slate_input_schema", "slates", reading)
 
 
-class _PlacedSlates:
-    """The pairs or slates of a request: the rows they name, and where their values stand in its body."""
-
-    def __init__(self, unit: str, rows: Rows, bounds: Bounds, values: _PlacedValues) -> None:
-        self.unit = unit
-        self._rows = rows
-        self._bounds = bounds
-        self._values = values
-
-    def named(self) -> tuple[Rows, Bounds]:
-        return self._rows, self._bounds
-
-    def features(self, schema: Schema, reading: Reading) -> list[Column]:
-        return self._values.columns(schema, f"{self.unit}_input_schema", f"{self.unit}s", reading)
-
-
-class _Placed(NamedTuple):
-    """What kernels find in a body."""
-
-    targets: _PlacedTargets
-    slates: _PlacedSlates
-
-
-NO_SLATES = _PlacedSlates("slate", np.empty(0, np.int32), np.zeros(1, np.int64), _PlacedValues.empty(0, 0))
-
-
-def _placed(
-    body: bytes, tag: int, reading: Reading, *, slates: int = 0, pairs: bool = False
-) -> tuple[_Placed | None, bytes]:
-    """Targets (messages of field `tag`), pairs or slates (of field `slates`), and the bytes of all other fields.
-
-    None and the whole body when the reference is to read it: on demand, and whenever the kernels cannot.
-    Raises BadRequest for a table that would be out of all proportion to the body.
-    """
-    if reading.reference_codecs:
-        return None, body
-    data = np.frombuffer(body, np.uint8)
-    counts = np.empty(7, np.int64)
-    if kernels.scan_request(data, tag, slates, int(pairs), counts) < 0:
-        return None, body
-    rows, most, other, groups, indices, most_of_groups, group_bytes = counts.tolist()
-    _check_cells("targets", rows, most, len(body))
-    ids = Places(np.empty(rows, np.int64), np.empty(rows, np.int32))
-    values = _PlacedValues.empty(most, rows)
-    rest = np.empty(other, np.uint8)
-    if kernels.read_targets(data, tag, slates, *ids, *values, rest) != rows:
-        return None, body
-    targets = _PlacedTargets(body, ids, values)
-    if not slates:
-        return _Placed(targets, NO_SLATES), rest.tobytes()
-    unit = "pair" if pairs else "slate"
-    _check_cells(f"{unit}s", groups, most_of_groups, group_bytes)
-    named = np.empty(indices, np.int32), np.empty(groups + 1, np.int64)
-    values = _PlacedValues.empty(most_of_groups, groups)
-    if kernels.read_slates(data, slates, int(pairs), *named, *values) != groups:
-        return None, body
-    return _Placed(targets, _PlacedSlates(unit, *named, values)), rest.tobytes()
-
-
-def _predict_columns(
-    plan: Plan, request: PredictRequest, targets: _MessageTargets | _PlacedTargets, reading: Reading
-) -> list[Column]:
-    if not targets.rows:
+def _predict_columns(plan: Plan, request: PredictRequest, reading: Reading) -> list[Column]:
+    targets, schema = request.targets, request.target_input_schema
+    if not targets:
         raise BadRequest("targets is empty: at least one target is needed")
     context = _context_columns(request.context_features, reading)
-    schema = request.target_input_schema
     names = [plan.id_column, *(column.name for column in context), *(part.name for part in schema)]
     if not _good_names(plan, names):
         places = [(plan.id_column, "the id column")]
@@ -418,16 +301,16 @@ def _predict_columns(
         places += [(part.name, f"target_input_schema[{at}]") for at, part in enumerate(schema)]
         _check_names(plan, places)
     return [
-        Column(plan.id_column, DataType.STRING, targets.ids()),
+        Column(plan.id_column, DataType.STRING, [target.id.encode() for target in targets]),
         *context,
-        *targets.features(schema, reading),
+        *_row_columns(schema, targets, "target_input_schema", "targets", reading),
     ]
 
 
 def _slate_columns(
     request: predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest,
     schema: Schema,
-    slates: _MessageSlates | _MessagePairs | _PlacedSlates,
+    slates: _MessageSlates | _MessagePairs,
     reading: Reading,
 ) -> list[Column]:
     """The columns of the slates' matrix: their own features, and the context features."""
@@ -534,3 +417,290 @@ def _wrong_length(place: str, name: str, length: int, kind: DataType, dim: int) 
 
 def _too_many_values(rows_field: str, row: int, values: int, schema_field: str, named: int) -> BadRequest:
     return BadRequest(f"{rows_field}[{row}].feature_values has {values} values, {schema_field} names {named}")
+
+
+# --- Predict, by kernels
+
+
+class _Part:
+    """A column of a request, and the line where its values stand among those of its kind."""
+
+    __slots__ = ("data_type", "line", "name", "vector_dim")
+
+    def __init__(self, line: int, name: str, data_type: DataType, vector_dim: int) -> None:
+        self.line = line
+        self.name = name
+        self.data_type = data_type
+        self.vector_dim = vector_dim
+
+    def column(self, values: TextColumn) -> Column:
+        return Column(self.name, self.data_type, values, self.vector_dim)
+
+
+class _Rows:
+    """What the rows of a request bring: context features (one value for all), and features with a value a row.
+
+    `context` and `features` are those that the plan reads. `wanted` (int64, as for `first_misfit`) is of all,
+    None when no length matters. `named`: how many features the schema names.
+    """
+
+    __slots__ = ("context", "features", "named", "wanted")
+
+    def __init__(
+        self, context: list[_Part], features: list[_Part], named: int, wanted: npt.NDArray[np.int64] | None
+    ) -> None:
+        self.context = context
+        self.features = features
+        self.named = named
+        self.wanted = wanted
+
+
+class _Shape:
+    """What requests with the same schema and the same context features have in common for a plan."""
+
+    __slots__ = ("slates", "targets")
+
+    def __init__(self, targets: _Rows, slates: _Rows | None) -> None:
+        self.targets = targets
+        self.slates = slates
+
+
+def _shape(plan: Plan, groups: int, rest: bytes, reading: Reading) -> _Shape | None:
+    """The shape of a request without its values; None when something is wrong with it."""
+    try:
+        request = KINDS[groups].FromString(rest)
+    except DecodeError:
+        return None
+    context, schema = request.context_features, request.target_input_schema
+    names = [plan.id_column, *(part.name for part in context), *(part.name for part in schema)]
+    if not _good_names(plan, names):
+        return None
+    targets = _rows(context, schema, plan.layout.external, set(), reading)
+    if targets is None or isinstance(request, predict_pb2.PointWiseRequest):
+        return None if targets is None else _Shape(targets, None)
+    if isinstance(request, predict_pb2.PairWiseRequest):
+        schema = request.pair_input_schema
+    else:
+        schema = request.slate_input_schema
+    own = {part.name for part in schema}
+    if len(own) < len(schema) or "" in own or SLATE_INDICES in own:
+        return None
+    slates = _rows(context, schema, plan.slate_layout.external, own, reading)
+    return None if slates is None else _Shape(targets, slates)
+
+
+def _rows(
+    context: Sequence[predict_pb2.ContextFeature],
+    schema: Schema,
+    external: Mapping[str, int],
+    hidden: set[str],
+    reading: Reading,
+) -> _Rows | None:
+    """What rows bring of these; context features that are `hidden` are left out. None for a wrong type."""
+    kinds: list[DataType] = []
+    wanted: list[int] = []
+    declared = [(part.data_type, part.vector_dim) for part in context]
+    declared += [(part.data_type, part.vector_dim) for part in schema]
+    for number, dim in declared:
+        if not reading.text_features and not 1 <= number <= DataType.BOOL_VECTOR:
+            return None
+        kind = DataType.STRING if reading.text_features else DataType(number)
+        kinds.append(kind)
+        wanted.append(
+            -kind.size if kind.is_vector and dim <= 0 else kind.size * (dim if kind.is_vector else 1)
+        )
+    shared = [
+        _Part(line, part.name, kinds[line], part.vector_dim)
+        for line, part in enumerate(context)
+        if part.name in external and part.name not in hidden
+    ]
+    features = [
+        _Part(line, part.name, kinds[len(context) + line], part.vector_dim)
+        for line, part in enumerate(schema)
+        if part.name in external
+    ]
+    return _Rows(shared, features, len(schema), np.array(wanted, int64) if any(wanted) else None)
+
+
+class _Values:
+    """Values by where they stand in a heap: of `context` features, of ids (if any), of `values` features a row."""
+
+    __slots__ = ("_heap", "_sizes", "_starts", "context", "first", "rows", "values")
+
+    def __init__(
+        self,
+        heap: Bytes,
+        starts: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int32],
+        context: int,
+        rows: int,
+        first: int,
+        values: int,
+    ) -> None:
+        """`first`: the place of the first feature of the first row."""
+        self._heap = heap
+        self._starts = starts
+        self._sizes = sizes
+        self.context = context
+        self.rows = rows
+        self.first = first
+        self.values = values
+
+    def fit(self, shape: _Rows) -> bool:
+        """Whether there are no more values than the schema names, and all lengths fit their types."""
+        if self.values > shape.named:
+            return False
+        if shape.wanted is None:
+            return True
+        return (
+            request_kernels.first_misfit(
+                self._sizes, self.context, self.rows, self.values, self.first, shape.wanted
+            )
+            < 0
+        )
+
+    def shared(self, line: int) -> TextColumn:
+        """The value of a context feature, for all rows."""
+        end = line + 1
+        return TextColumn(self._heap, self._starts[line:end], self._sizes[line:end], constant=True)
+
+    def each(self, start: int) -> TextColumn:
+        """One value a row, from this place on."""
+        end = start + self.rows
+        one = self.rows == 1
+        return TextColumn(self._heap, self._starts[start:end], self._sizes[start:end], constant=one)
+
+    def features(self, shape: _Rows, columns: list[Column]) -> None:
+        """Adds the features that the plan reads, and that any row has."""
+        for part in shape.features:
+            if part.line < self.values:
+                columns.append(part.column(self.each(self.first + part.line * self.rows)))
+
+
+class _Groups:
+    """The pairs or slates of a request: the target rows that they name, as in dag.component.Slates."""
+
+    __slots__ = ("bounds", "rows", "values")
+
+    def __init__(self, rows: npt.NDArray[np.int32], bounds: npt.NDArray[np.int64], values: _Values) -> None:
+        self.rows = rows
+        self.bounds = bounds
+        self.values = values
+
+    def fit(self, targets: int, shape: _Rows) -> bool:
+        """Whether there are any, all rows are targets, and all values are what the schema says."""
+        rows = self.rows
+        if not self.values.rows or (len(rows) and (rows.min() < 0 or rows.max() >= targets)):
+            return False
+        return self.values.fit(shape)
+
+
+class _Placed(Inquiry):
+    """A Predict request by where its parts stand in the slot of its matrix."""
+
+    def __init__(
+        self,
+        model_config_id: str,
+        tracking_id: str,
+        body: bytes,
+        groups: int,
+        reading: Reading,
+        rest: bytes,
+        targets: _Values,
+        slates: _Groups | None,
+    ) -> None:
+        super().__init__(model_config_id, tracking_id)
+        self._body = body
+        self._groups = groups
+        self._reading = reading
+        self._rest = rest
+        self._targets = targets
+        self._slates = slates
+
+    def bring(self, plan: Plan) -> Brought:
+        shape = self._shape(plan)
+        targets, slates = self._targets, self._slates
+        if shape is None or not targets.rows or not targets.fit(shape.targets):
+            return self._by_messages(plan)
+        columns = [Column(plan.id_column, DataType.STRING, targets.each(targets.context))]
+        for part in shape.targets.context:
+            columns.append(part.column(targets.shared(part.line)))
+        targets.features(shape.targets, columns)
+        if slates is None or shape.slates is None:
+            return Brought(targets.rows, columns)
+        if not slates.fit(targets.rows, shape.slates):
+            return self._by_messages(plan)
+        own: list[Column] = []
+        slates.values.features(shape.slates, own)
+        for part in shape.slates.context:
+            own.append(part.column(targets.shared(part.line)))
+        return Brought(targets.rows, columns, BroughtSlates(slates.rows, slates.bounds, own))
+
+    def _shape(self, plan: Plan) -> _Shape | None:
+        key = (self._groups, self._reading.text_features, self._rest)
+        found = plan.shapes.get(key)
+        if isinstance(found, _Shape):
+            return found
+        shape = _shape(plan, self._groups, self._rest, self._reading)
+        if shape is not None and len(self._rest) <= MAX_SHAPE:
+            if len(plan.shapes) >= MAX_SHAPES:
+                plan.shapes.clear()
+            plan.shapes[key] = shape
+        return shape
+
+    def _by_messages(self, plan: Plan) -> Brought:
+        """The reference's way: something is wrong with the request, and it says what."""
+        return _messages(self._body, self._groups, self._reading).bring(plan)
+
+
+def _placed(body: bytes, groups: int, reading: Reading, slot: Slot) -> Inquiry | None:
+    """A Predict request by kernels. None when the reference is to read it: on demand, and when they cannot.
+
+    Raises MatrixFull, and BadRequest for a table that would be out of all proportion to the body.
+    """
+    if reading.reference_codecs:
+        return None
+    size = len(body)
+    while size > len(scratch.out):
+        scratch.grow_out()
+    heap, at = slot.copy(body)
+    room = 32 + size // 4  # values take more than four bytes each in most requests
+    starts, sizes = empty(room, int64), empty(room, int32)
+    read = request_kernels.read_request(heap, at, size, groups, starts, sizes, scratch.out)
+    if read[0] == NO_ROOM:
+        _, rows, values, context, *_ = read
+        _check_cells("targets", rows, values, size)
+        room = context + rows * (1 + values)
+        starts, sizes = empty(room, int64), empty(room, int32)
+        read = request_kernels.read_request(heap, at, size, groups, starts, sizes, scratch.out)
+    code, rows, values, context, kept, model, model_end, tracking, tracking_end = read
+    if code < 0:
+        return None
+    slates = None
+    if groups:
+        slates = _placed_groups(heap, at, size, groups)
+        if slates is None:
+            return None
+    return _Placed(
+        body[model:model_end].decode(),
+        body[tracking:tracking_end].decode(),
+        body,
+        groups,
+        reading,
+        scratch.out[:kept].tobytes(),
+        _Values(heap, starts, sizes, context, rows, context + rows, values),
+        slates,
+    )
+
+
+def _placed_groups(heap: Bytes, at: int, size: int, groups: int) -> _Groups | None:
+    """The pairs or slates of a request by kernels; None when they cannot. Raises BadRequest as `_placed` does."""
+    code, count, indices, values, group_bytes = request_kernels.scan_slates(heap, at, size, groups)
+    if code < 0:
+        return None
+    _check_cells("pairs" if groups == PAIRS else "slates", count, values, group_bytes)
+    rows, bounds = empty(indices, int32), empty(count + 1, int64)
+    starts, sizes = empty(values * count, int64), empty(values * count, int32)
+    if request_kernels.read_slates(heap, at, size, groups, rows, bounds, starts, sizes) != count:
+        return None
+    return _Groups(rows, bounds, _Values(heap, starts, sizes, 0, count, 0, values))

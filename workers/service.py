@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from components.feature_init import Brought, initialize
+from components.feature_init import initialize
 from dag.component import Scoring
 from dag.executor import Execution, Executor
 from dag.plan import Plan
@@ -25,7 +25,7 @@ from shared.shm_matrix import MatrixFull, MatrixPool, Slot
 from workers import responses
 from workers.meters import RequestMeters
 from workers.plans import PlanSet
-from workers.requests import ADAPTERS, BadRequest, Reading
+from workers.requests import ADAPTERS, BadRequest, Inquiry, Reading
 
 if TYPE_CHECKING:  # nothing of OpenTelemetry is imported while tracing is off
     from workers.tracing import PassedOn, RequestTrace, Tracing
@@ -136,10 +136,13 @@ class Ticket:
     def read(self, body: bytes) -> Scoring:
         """The matrix of the request, in a slot. Raises BadRequest, MatrixFull, _Refused."""
         service = self._service
-        plan, brought, self._tracking_id = service.read(self._method, self._metadata, body)
-        self._plan = plan
         slot = service.pool.acquire()
         try:
+            inquiry = service.read(self._method, self._metadata, body, slot)
+            plan = service.plans.find(inquiry.model_config_id)
+            brought = inquiry.bring(plan)
+            self._plan = plan
+            self._tracking_id = inquiry.tracking_id
             scoring = initialize(plan, brought, slot)
         except BaseException:
             service.pool.release(slot)
@@ -293,11 +296,8 @@ class Service:
             ticket.start(scoring)
         return ticket
 
-    def read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes) -> tuple[Plan, Brought, str]:
-        """The plan of a request, what it brings, and its tracking id.
-
-        Raises BadRequest, or _Refused when there is no room.
-        """
+    def read(self, method: int, metadata: Mapping[bytes, bytes], body: bytes, slot: Slot) -> Inquiry:
+        """A request, as far as it can be read without its plan. Raises BadRequest, MatrixFull, _Refused."""
         if self.in_flight >= self.max_in_flight:
             raise _Refused(
                 Status.RESOURCE_EXHAUSTED,
@@ -305,9 +305,7 @@ class Service:
             )
         if method >= len(ADAPTERS):
             raise _Refused(Status.UNIMPLEMENTED, f"method {method} is none of {len(ADAPTERS)}")
-        inquiry = ADAPTERS[method](body, metadata, self._reading)
-        plan = self.plans.find(inquiry.model_config_id)
-        return plan, inquiry.bring(plan), inquiry.tracking_id
+        return ADAPTERS[method](body, metadata, self._reading, slot)
 
     def respond(self, method: int, plan: Plan, scoring: Scoring, metadata: Mapping[bytes, bytes]) -> bytes:
         """The body of an answer. Raises ResponseTooLarge."""

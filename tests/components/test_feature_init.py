@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.feature_init import Brought, BroughtSlates, Column, Places, initialize
+from components.feature_init import Brought, BroughtSlates, Column, initialize
 from shared.datatypes import DataType
-from shared.shm_matrix import MatrixFull, MatrixPool
+from shared.shm_matrix import MatrixFull, MatrixPool, TextColumn
 from tests.components.running import compiled, config_of, matrix_pool, named
 
 PLAN = compiled(
@@ -74,16 +74,14 @@ def test_the_columns_of_the_calibration_are_put_in() -> None:
 
 
 @given(st.lists(st.binary(max_size=4), min_size=1, max_size=5), st.binary(max_size=3))
-def test_places_in_the_body(values: list[bytes], before: bytes) -> None:
-    body = before + b"".join(values)
+def test_values_that_stand_in_the_slot(values: list[bytes], before: bytes) -> None:
     sizes = np.array([len(value) for value in values], np.int32)
-    starts = (len(before) + np.cumsum(sizes) - sizes).astype(np.int64)
-    columns = [
-        Column("id", DataType.STRING, Places(starts, sizes)),
-        Column("x", DataType.INT8, Places(starts, sizes)),
-    ]
     with matrix_pool() as slot:
-        matrix = initialize(PLAN, Brought(len(values), columns, body=body), slot).matrix
+        heap, at = slot.copy(before + b"".join(values))
+        starts = (at + len(before) + np.cumsum(sizes) - sizes).astype(np.int64)
+        text = TextColumn(heap, starts, sizes, constant=len(values) == 1)
+        columns = [Column("id", DataType.STRING, text), Column("x", DataType.INT8, text)]
+        matrix = initialize(PLAN, Brought(len(values), columns), slot).matrix
         ids, xs = matrix.texts[external("id")], matrix.typed[external("x")]
         assert ids is not None
         assert xs is not None

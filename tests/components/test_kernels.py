@@ -7,21 +7,17 @@ besides. `test_kernels_bounds.py` runs all of this with every index checked.
 
 from __future__ import annotations
 
-import itertools
-import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components import kernels
 from components.onfs_wire import decode_rows, encode_keys
-from proto import onfs_pb2, predict_pb2
+from proto import onfs_pb2
 from shared.shm_matrix import EMPTY, VALUE
 from tests.components.memory import CANARY, array, canaries
 from tests.components.messages import (
@@ -34,7 +30,6 @@ from tests.components.messages import (
     strange_fields,
     string_fields,
     unknown_fields,
-    varint,
     written,
 )
 from tests.effort import tries
@@ -347,230 +342,3 @@ def test_ask_keys_is_both_in_one(columns: KeyColumns, batch: int) -> None:
         end = int(ends[number])
         assert out[at:end].tobytes() == encode_keys(keys[begin : begin + batch])
         at = end
-
-
-# ---------------------------------------------------------------- scan_request, read_targets, read_slates
-
-
-class Kind(NamedTuple):
-    """A Predict request: its message, and the tags of its targets and its pairs or slates (0: none)."""
-
-    message: type[predict_pb2.PointWiseRequest | predict_pb2.PairWiseRequest | predict_pb2.SlateWiseRequest]
-    targets: int
-    slates: int
-    pairs: int
-
-
-POINT = Kind(predict_pb2.PointWiseRequest, 0x2A, 0, 0)
-PAIR = Kind(predict_pb2.PairWiseRequest, 0x3A, 0x32, 1)
-SLATE = Kind(predict_pb2.SlateWiseRequest, 0x3A, 0x32, 0)
-REQUESTS = [POINT, PAIR, SLATE]
-
-
-class Found(NamedTuple):
-    """What kernels read of a request."""
-
-    targets: list[tuple[bytes, list[bytes]]]  # (id, values)
-    slates: list[tuple[list[int], list[bytes]]]  # (target indices, values)
-    rest: bytes
-
-
-def pieces(body: bytes, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32]) -> list[list[bytes]]:
-    """The values of each row, of places [values, rows]."""
-    return [
-        [body[a : a + n] for a, n in zip(line, lengths, strict=True)]
-        for line, lengths in zip(starts.T.tolist(), sizes.T.tolist(), strict=True)
-    ]
-
-
-def read_request(body: bytes, kind: Kind) -> Found | None:
-    """None when the kernels leave it to the reference."""
-    data = array(body)
-    counts = np.full(7, -9, np.int64)
-    if kernels.scan_request(data, kind.targets, kind.slates, kind.pairs, counts) < 0:
-        return None
-    rows, values, other, slates, indices, slate_values, _ = counts.tolist()
-    ids = np.full((1, rows), -9, np.int64), np.full((1, rows), -9, np.int32)
-    places = np.full((values, rows), -9, np.int64), np.full((values, rows), -9, np.int32)
-    rest = canaries(other)
-    code = kernels.read_targets(data, kind.targets, kind.slates, ids[0][0], ids[1][0], *places, rest)
-    if code < 0:
-        return None
-    assert code == rows
-    targets = [(i, line) for (i,), line in zip(pieces(body, *ids), pieces(body, *places), strict=True)]
-    if not kind.slates:
-        assert slates == 0
-        return Found(targets, [], rest.tobytes())
-    named, bounds = np.full(indices, -9, np.int32), np.full(slates + 1, -9, np.int64)
-    places = np.full((slate_values, slates), -9, np.int64), np.full((slate_values, slates), -9, np.int32)
-    code = kernels.read_slates(data, kind.slates, kind.pairs, named, bounds, *places)
-    if code < 0:
-        return None
-    assert code == slates
-    assert bounds[-1] == indices
-    lists = [named[a:b].tolist() for a, b in itertools.pairwise(bounds.tolist())]
-    return Found(targets, list(zip(lists, pieces(body, *places), strict=True)), rest.tobytes())
-
-
-def padded(values: Sequence[bytes], longest: int) -> list[bytes]:
-    return [*values, *[b""] * (longest - len(values))]
-
-
-def most(rows: Iterable[Any]) -> int:
-    return max((len(row.feature_values) for row in rows), default=0)
-
-
-def hold_request(body: bytes, kind: Kind) -> bool:
-    """Reads a Predict request both ways; whether the kernels took it."""
-    read = read_request(body, kind)
-    if read is None:
-        return False
-    try:
-        wanted = kind.message.FromString(body)
-    except DecodeError:
-        # Not a kernel's business, if it is in the bytes that are parsed after it anyway.
-        with pytest.raises(DecodeError):
-            kind.message.FromString(read.rest)
-        return True
-    assert read.targets == [
-        (target.id.encode(), padded(target.feature_values, most(wanted.targets))) for target in wanted.targets
-    ]
-    others = kind.message.FromString(read.rest)
-    assert not others.targets
-    wanted.ClearField("targets")
-    if isinstance(wanted, predict_pb2.PairWiseRequest):
-        assert read.slates == [
-            (
-                [pair.first_target_index, pair.second_target_index],
-                padded(pair.feature_values, most(wanted.pairs)),
-            )
-            for pair in wanted.pairs
-        ]
-        wanted.ClearField("pairs")
-    elif isinstance(wanted, predict_pb2.SlateWiseRequest):
-        assert read.slates == [
-            (list(slate.target_indices), padded(slate.feature_values, most(wanted.slates)))
-            for slate in wanted.slates
-        ]
-        wanted.ClearField("slates")
-    assert others.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
-    return True
-
-
-INDICES = st.integers(0, 300) | st.sampled_from([-1, 2**31 - 1, 2**32 + 5, 2**35 - 1])
-
-
-@st.composite
-def slate_messages(draw: st.DrawFn, kind: Kind) -> bytes:
-    """A TargetPair or TargetSlate on the wire, its fields in any order."""
-    parts = []
-    for _ in range(draw(st.integers(0, 3))):
-        index = varint(draw(INDICES) & (2**64 - 1), draw(st.sampled_from([0, 0, 0, 1, 6])))
-        parts.append(draw(st.sampled_from([b"\x08", b"\x10"] if kind.pairs else [b"\x08"])) + index)
-    if not kind.pairs:
-        numbers = draw(st.lists(INDICES, max_size=4))
-        packed = b"".join(varint(number & (2**64 - 1)) for number in numbers)
-        parts.append(field(1, LENGTH, packed + draw(st.sampled_from([b""] * 9 + [b"\x80"])), draw(PADS)))
-    values = draw(st.lists(st.binary(max_size=5), max_size=2))
-    parts += [field(3 if kind.pairs else 2, LENGTH, value, draw(PADS), draw(PADS)) for value in values]
-    extra = draw(st.sampled_from([[], [], [b"\x22\x00"], [b"\x0d1234"], [b"\x0a\x01\x05"], [b"\x18\x01"]]))
-    return draw(written(draw(st.permutations(parts)), extra))
-
-
-@st.composite
-def request_bodies(draw: st.DrawFn, kind: Kind) -> bytes:
-    """A Predict request on the wire, its fields in any order."""
-    parts = []
-    if kind.slates:
-        slates = draw(st.lists(slate_messages(kind), max_size=3))
-        parts += [field(kind.slates >> 3, LENGTH, slate, draw(PADS), draw(PADS)) for slate in slates]
-    for _ in range(draw(st.integers(0, 4))):
-        ids = draw(st.lists(string_fields(1, WORDS.map(str.encode)) | string_fields(1), max_size=2))
-        values = [
-            field(2, LENGTH, value, draw(PADS), draw(PADS))
-            for value in draw(st.lists(st.binary(max_size=6), max_size=3))
-        ]
-        extra = draw(unknown_fields(1, 2, most=1)) + draw(strange_fields((1, 2)))
-        target = draw(written(draw(st.permutations([*ids, *values])), extra))
-        parts.append(field(kind.targets >> 3, LENGTH, target, draw(PADS), draw(PADS)))
-    schema = predict_pb2.FeatureSchema(name=draw(WORDS), data_type=4).SerializeToString()  # type: ignore[arg-type]
-    parts += draw(st.lists(string_fields(1) | st.just(field(4, LENGTH, schema)), max_size=3))
-    parts += draw(unknown_fields(1, 2, 3, 4, 5, 6, 7, 8)) + draw(strange_fields([kind.targets >> 3]))
-    return b"".join(draw(st.permutations(parts)))
-
-
-@given(st.data(), st.sampled_from(REQUESTS))
-@tries(0.6)
-def test_requests_are_read_as_protobuf_says(data: st.DataObject, kind: Kind) -> None:
-    hold_request(data.draw(request_bodies(kind)), kind)
-
-
-@given(st.data(), st.sampled_from(REQUESTS))
-@tries(0.6)
-def test_broken_requests(data: st.DataObject, kind: Kind) -> None:
-    hold_request(data.draw(broken(data.draw(request_bodies(kind)))), kind)
-
-
-@given(
-    st.binary(max_size=30)
-    | st.lists(
-        st.sampled_from([b"\x2a", b"\x32", b"\x3a", b"\x02", b"\x0a", b"\x12", b"\x08", b"\x01x"])
-    ).map(b"".join),
-    st.sampled_from(REQUESTS),
-)
-def test_random_bytes_as_requests(body: bytes, kind: Kind) -> None:
-    hold_request(body, kind)
-
-
-def usual_request(targets: int, kind: Kind) -> bytes:
-    """As a client writes it."""
-    request = kind.message(model_config_id="ranker", tracking_id="t")
-    request.target_input_schema.add(name="price", data_type=4)  # type: ignore[arg-type]
-    request.context_features.add(name="user_id", value=b"u", data_type=14)  # type: ignore[arg-type]
-    for number in range(targets):
-        request.targets.add(id=f"catalog_{number}", feature_values=[struct.pack("<f", number), b""])
-        if isinstance(request, predict_pb2.PairWiseRequest):
-            request.pairs.add(second_target_index=number, feature_values=[b"x"] * (number % 3))
-        elif isinstance(request, predict_pb2.SlateWiseRequest):
-            request.slates.add(target_indices=range(number), feature_values=[b"x"] * (number % 3))
-    return request.SerializeToString()
-
-
-@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.message.__name__)
-def test_usual_requests_are_read(kind: Kind) -> None:
-    assert hold_request(usual_request(40, kind), kind)
-
-
-@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.message.__name__)
-def test_requests_cut_anywhere(kind: Kind) -> None:
-    for body in cut_anywhere(usual_request(3, kind)):
-        hold_request(body, kind)
-
-
-def test_read_targets_needs_room() -> None:
-    body = usual_request(2, POINT)
-    counts = np.empty(7, np.int64)
-    assert kernels.scan_request(array(body), POINT.targets, 0, 0, counts) == 0
-    rows, values, other = counts[:3].tolist()
-    for less in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        r, v, o = rows - less[0], values - less[1], other - less[2]
-        code = kernels.read_targets(
-            array(body), POINT.targets, 0, np.empty(r, np.int64), np.empty(r, np.int32),
-            np.empty((v, r), np.int64), np.empty((v, r), np.int32), canaries(o),
-        )  # fmt: skip
-        assert code == kernels.NO_ROOM
-
-
-@pytest.mark.parametrize("kind", [PAIR, SLATE], ids=["pairs", "slates"])
-def test_read_slates_needs_room(kind: Kind) -> None:
-    body = usual_request(3, kind)
-    counts = np.empty(7, np.int64)
-    assert kernels.scan_request(array(body), kind.targets, kind.slates, kind.pairs, counts) == 0
-    slates, indices, values, _ = counts[3:].tolist()
-    for less in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (4, 0, 0)):
-        bounds, named, v = max(slates + 1 - less[0], 0), indices - less[1], values - less[2]
-        code = kernels.read_slates(
-            array(body), kind.slates, kind.pairs, np.empty(named, np.int32), np.empty(bounds, np.int64),
-            np.empty((v, slates), np.int64), np.empty((v, slates), np.int32),
-        )  # fmt: skip
-        assert code == kernels.NO_ROOM

@@ -20,6 +20,7 @@ TESTS = [
         "test_kernels.py",
         "test_model_kernels.py",
         "test_numerix_kernels.py",
+        "test_request_kernels.py",
         "test_tensor_kernels.py",
         "test_value_kernels.py",
     )

@@ -15,14 +15,15 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.feature_init import Brought, Column, Places
+from components.feature_init import Brought, Column
 from dag.plan import Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
+from shared.shm_matrix import MatrixPool, TextColumn, counting
 from tests.components.messages import LENGTH, field
 from tests.components.running import compiled, config_of
 from tests.effort import tries
-from workers.requests import ADAPTERS, CELLS_FOR_ALL, BadRequest, Reading
+from workers.requests import ADAPTERS, CELLS_FOR_ALL, BadRequest, Inquiry, Reading
 
 RETRIEVE, POINT, PAIR, SLATE = range(4)
 KINDS: Mapping[int, type[Message]] = {
@@ -31,19 +32,26 @@ KINDS: Mapping[int, type[Message]] = {
     SLATE: predict_pb2.SlateWiseRequest,
 }
 
+FEATURES = ["x", "price", "título", "f1", "f2", "f3", "f4", "f5"]
+
+
+def model(name: str, score: str, **more: bool) -> dict[str, Any]:
+    """A model that reads all features."""
+    return {
+        "component": name,
+        "model_name": name,
+        "model_end_point": "models",
+        "inputs": [{"name": "in", "features": FEATURES, "shape": [len(FEATURES)], "data_type": "FP32"}],
+        "outputs": [
+            {"name": "out", "model_scores": [score], "model_scores_dims": [[1]], "data_type": "FP32"}
+        ],
+        **more,
+    }
+
+
 PLAN: Plan = compiled(
     config_of(
-        predators=[
-            {
-                "component": "rank",
-                "model_name": "ranker",
-                "model_end_point": "models",
-                "inputs": [{"name": "in", "features": ["x"], "shape": [1], "data_type": "FP32"}],
-                "outputs": [
-                    {"name": "out", "model_scores": ["s"], "model_scores_dims": [[1]], "data_type": "FP32"}
-                ],
-            }
-        ],
+        predators=[model("rank", "s"), model("bundle", "b", slate_component=True)],
         response=["catalog_id", "s"],
     )
 )
@@ -51,39 +59,53 @@ PLAN: Plan = compiled(
 Shown = tuple[str, DataType, int, list[bytes]]
 
 
-def column_of(column: Column, body: bytes) -> Shown:
+def column_of(column: Column, rows: int) -> Shown:
     """(name, type, dim, values) of a column, wherever its values stand."""
     values = column.values
-    if isinstance(values, Places):
-        shown = [body[a : a + n] for a, n in zip(values.starts.tolist(), values.sizes.tolist(), strict=True)]
-    else:
-        shown = list(values)
-    return column.name, column.data_type, column.vector_dim, shown
+    if isinstance(values, TextColumn):
+        values = values.texts(counting(0, 1 if len(values.starts) == 1 else rows))
+    return column.name, column.data_type, column.vector_dim, list(values)
 
 
 def shown(brought: Brought) -> dict[str, Any]:
-    """All that a request brings, in plain values."""
+    """All that a request brings and the plan reads, in plain values."""
+    own = brought.slates
     out: dict[str, Any] = {
         "rows": brought.rows,
-        "columns": [column_of(c, brought.body) for c in brought.columns],
+        "columns": [column_of(c, brought.rows) for c in brought.columns if c.name in PLAN.layout.external],
     }
-    if brought.slates is not None:
-        out["targets"] = [
-            brought.slates.rows[a:b].tolist() for a, b in pairwise(brought.slates.bounds.tolist())
+    if own is not None:
+        out["targets"] = [own.rows[a:b].tolist() for a, b in pairwise(own.bounds.tolist())]
+        out["slates"] = [
+            column_of(c, len(own.bounds) - 1) for c in own.columns if c.name in PLAN.slate_layout.external
         ]
-        out["slates"] = [column_of(column, brought.body) for column in brought.slates.columns]
     return out
+
+
+POOL = MatrixPool(64 << 20, 32 << 20)
 
 
 def read(
     method: int, body: bytes, reading: Reading, metadata: Mapping[bytes, bytes] | None = None
-) -> Brought:
-    return ADAPTERS[method](body, metadata or {}, reading).bring(PLAN)
+) -> dict[str, Any]:
+    """What a request brings."""
+    return shown(asked(method, body, reading, metadata)[1])
+
+
+def asked(
+    method: int, body: bytes, reading: Reading, metadata: Mapping[bytes, bytes] | None = None
+) -> tuple[Inquiry, Brought]:
+    slot = POOL.acquire()
+    try:
+        inquiry = ADAPTERS[method](body, metadata or {}, reading, slot)
+        return inquiry, inquiry.bring(PLAN)
+    finally:
+        POOL.release(slot)  # what it holds stays until the next request
 
 
 # ---------------------------------------------------------------- Predict
 
-NAMES = st.sampled_from(["x", "price", "título", "f1", "f2", "f3", "f4", "f5"])
+NAMES = st.sampled_from([*FEATURES, "nobody reads it"])
 TYPES = st.sampled_from(
     [
         DataType.FP32,
@@ -166,12 +188,17 @@ def rows_columns(schema: Iterable[Any], rows: Sequence[Any]) -> list[Shown]:
 def expected(method: int, request: Any) -> dict[str, Any]:
     """What a request brings, straight from the message."""
     context = [(c.name, DataType(c.data_type), c.vector_dim, [c.value]) for c in request.context_features]
+    target_names, slate_names = PLAN.layout.external, PLAN.slate_layout.external
     out: dict[str, Any] = {
         "rows": len(request.targets),
         "columns": [
             ("catalog_id", DataType.STRING, 0, [target.id.encode() for target in request.targets]),
-            *context,
-            *rows_columns(request.target_input_schema, request.targets),
+            *(column for column in context if column[0] in target_names),
+            *(
+                column
+                for column in rows_columns(request.target_input_schema, request.targets)
+                if column[0] in target_names
+            ),
         ],
     }
     if method == PAIR:
@@ -184,7 +211,8 @@ def expected(method: int, request: Any) -> dict[str, Any]:
         return out
     schema = request.pair_input_schema if method == PAIR else request.slate_input_schema
     names = {part.name for part in schema}
-    out["slates"] = [*own, *(column for column in context if column[0] not in names)]
+    brought = [*own, *(column for column in context if column[0] not in names)]
+    out["slates"] = [column for column in brought if column[0] in slate_names]
     return out
 
 
@@ -224,10 +252,10 @@ def test_a_request_brings_what_its_message_says(method: int, data: st.DataObject
     wanted = expected(method, request)
     body = data.draw(on_the_wire(request))
     for reference in (False, True):
-        inquiry = ADAPTERS[method](body, {}, Reading(reference_codecs=reference))
+        inquiry, brought = asked(method, body, Reading(reference_codecs=reference))
         assert inquiry.model_config_id == request.model_config_id
         assert inquiry.tracking_id == request.tracking_id
-        assert shown(inquiry.bring(PLAN)) == wanted
+        assert shown(brought) == wanted
 
 
 @pytest.mark.parametrize("method", KINDS)
@@ -245,21 +273,21 @@ def test_with_text_features_everything_is_text(method: int, data: st.DataObject)
         brought = read(
             method, request.SerializeToString(), Reading(text_features=True, reference_codecs=reference)
         )
-        assert shown(brought) == expected(method, texts)
+        assert brought == expected(method, texts)
 
 
 def test_with_text_features_types_and_lengths_do_not_matter() -> None:
     request = predict_pb2.PointWiseRequest(model_config_id="cfg")
     request.target_input_schema.add(name="x", data_type=0)
-    request.target_input_schema.add(name="y", data_type=4)
+    request.target_input_schema.add(name="price", data_type=4)
     request.targets.add(id="1", feature_values=[b"2.5", b"abc"])
     for reference in (False, True):
         reading = Reading(text_features=True, reference_codecs=reference)
-        columns = shown(read(POINT, request.SerializeToString(), reading))["columns"]
+        columns = read(POINT, request.SerializeToString(), reading)["columns"]
         assert [(name, kind, values) for name, kind, _, values in columns] == [
             ("catalog_id", DataType.STRING, [b"1"]),
             ("x", DataType.STRING, [b"2.5"]),
-            ("y", DataType.STRING, [b"abc"]),
+            ("price", DataType.STRING, [b"abc"]),
         ]
 
 
@@ -283,7 +311,7 @@ def test_both_ways_find_the_same_mistake(rows: list[list[bytes]]) -> None:
     outcomes = []
     for reference in (False, True):
         try:
-            outcomes.append(str(shown(read(POINT, body, Reading(reference_codecs=reference)))))
+            outcomes.append(str(read(POINT, body, Reading(reference_codecs=reference))))
         except BadRequest as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1]
@@ -319,7 +347,9 @@ def test_a_table_of_slates_is_bounded_too() -> None:
 def test_a_large_table_without_gaps_is_taken() -> None:
     body = wrong([[b"v"] * 50] * 2000, *[DataType.STRING] * 50)
     for reference in (False, True):
-        assert len(read(POINT, body, Reading(reference_codecs=reference)).columns) == 51
+        columns = read(POINT, body, Reading(reference_codecs=reference))["columns"]
+        assert [len(values) for *_, values in columns] == [2000] * 6
+        assert {value for *_, values in columns[1:] for value in values} == {b"v"}
 
 
 # ---------------------------------------------------------------- RetrieveModelScore
@@ -349,7 +379,7 @@ def retrieves(draw: st.DrawFn) -> Any:
     st.dictionaries(st.sampled_from([b"user-id", b"app-version-code", b"other"]), st.binary(max_size=3)),
 )
 def test_entities_features_and_metadata(request: Any, metadata: dict[bytes, bytes]) -> None:
-    brought = read(RETRIEVE, request.SerializeToString(), Reading(), metadata)
+    _, brought = asked(RETRIEVE, request.SerializeToString(), Reading(), metadata)
     wanted = []
     for entity in request.entities:
         wanted.append((entity.entity, [text.encode() for text in entity.ids]))
@@ -363,6 +393,6 @@ def test_entities_features_and_metadata(request: Any, metadata: dict[bytes, byte
         if key in metadata and name not in present:
             wanted.append((name, [metadata[key]]))
     assert brought.rows == len(request.entities[0].ids)
-    assert [(column.name, list(column.values)) for column in brought.columns] == wanted
+    assert [column_of(column, brought.rows)[::3] for column in brought.columns] == wanted
     assert {column.data_type for column in brought.columns} == {DataType.STRING}
     assert brought.slates is None

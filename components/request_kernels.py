@@ -1,0 +1,332 @@
+"""Predict requests on the wire → the places of their ids and values.
+
+The rules are those of `components.kernels`. A request stands in the slot of its matrix already: `size` bytes of
+`heap` from `at` on, and all places are places in this heap. The reference is `workers.requests` with protobuf
+messages: what `read_request` and `read_slates` take is a message to protobuf, too, and has the same contents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from components.kernels import (
+    I32,
+    I32_OUT,
+    I64,
+    INT,
+    MALFORMED,
+    NO_ROOM,
+    U8,
+    U8_OUT,
+    _ascii,
+    _callee,
+    _copy,
+    _inline,
+    _kernel,
+    _length,
+    _put_varint,
+    _skip,
+    _tag,
+    _varint,
+)
+from components.value_kernels import _utf8
+
+__all__ = ["NEITHER", "PAIRS", "SLATES", "first_misfit", "read_request", "read_slates", "scan_slates"]
+
+I64_OUT = types.int64[::1]
+
+NEITHER, PAIRS, SLATES = 0, 1, 2
+"""What a request has besides its targets."""
+
+MODEL, TRACKING, CONTEXT, SCHEMA, OWN_SCHEMA = 0x0A, 0x12, 0x1A, 0x22, 0x2A  # tags of a request's fields
+GROUPS = 0x32  # pairs or slates
+
+
+@_inline
+def _text(data, at, end):
+    """(start, stop) of a string whose length stands at `at`; MALFORMED when it runs over or is not UTF-8."""
+    start, stop = _length(data, at, end)
+    if start >= 0 and not _ascii(data, start, stop) and not _utf8(data, start, stop):
+        return MALFORMED, MALFORMED
+    return start, stop
+
+
+@_callee
+def _put_context(heap, at, end, starts, sizes, number, rest, kept):
+    """Notes the value (field 2) of a ContextFeature and puts the feature without it into `rest`; its new end.
+
+    For a feature that was looked through before.
+    """
+    starts[number] = sizes[number] = 0
+    inner = at
+    left = end - at
+    while inner < end:
+        begin = inner
+        tag, inner = _tag(heap, inner, end)
+        if tag == 0x12:
+            start, inner = _length(heap, inner, end)
+            starts[number], sizes[number] = start, inner - start
+            left -= inner - begin
+        else:
+            inner = _skip(heap, inner, end, tag)
+    rest[kept] = CONTEXT
+    kept = _put_varint(rest, kept + 1, left)
+    while at < end:
+        begin = at
+        tag, at = _tag(heap, at, end)
+        at = _skip(heap, at, end, tag)
+        if tag != 0x12:
+            kept = _copy(heap, begin, at - begin, rest, kept)
+    return kept
+
+
+@_kernel(types.UniTuple(INT, 9)(U8, INT, INT, INT, I64_OUT, I32_OUT, U8_OUT))
+def read_request(heap: Any, at: Any, size: Any, groups: Any, starts: Any, sizes: Any, rest: Any) -> Any:
+    """Reads a PointWiseRequest, or one with `groups` (PAIRS, SLATES), but for those groups.
+
+    Returns (code, rows, values, context, kept, where model_config_id starts and ends, likewise tracking_id):
+    numbers of targets, of the most feature values of a target, and of context features; `kept`, how many bytes
+    of `rest` are written. The two texts are places in the body, not in the heap.
+
+    starts, sizes: the places of the values of the context features, then of the ids [rows], then of the feature
+    values [values, rows]; size 0 for none. `rest`: the message without all this, without model_config_id,
+    tracking_id and tenant_id, and without groups: what is the same in most requests for a config. Code NO_ROOM:
+    more than context + rows × (1 + values) places are there, or fewer bytes of `rest` than `size`.
+    """
+    of_targets, of_tenant = (0x2A, 0x32) if groups == NEITHER else (0x3A, 0x42)
+    of_groups = 0 if groups == NEITHER else GROUPS
+    of_own_schema = 0 if groups == NEITHER else OWN_SCHEMA
+    end = at + size
+    rows = values = context = kept = 0
+    model = model_end = tracking = tracking_end = 0
+    if at < 0 or size < 0 or end > heap.shape[0]:
+        return MALFORMED, 0, 0, 0, 0, 0, 0, 0, 0
+    place = at
+    while place < end:
+        tag, place = _tag(heap, place, end)
+        if place < 0:
+            return place, 0, 0, 0, 0, 0, 0, 0, 0
+        if tag in (of_targets, CONTEXT, SCHEMA, of_own_schema):
+            # Each has a string in field 1, and targets have their values in field 2.
+            inner, place = _length(heap, place, end)
+            own = 0
+            while 0 <= inner < place:
+                tag_within, inner = _tag(heap, inner, place)
+                if inner < 0:
+                    return inner, 0, 0, 0, 0, 0, 0, 0, 0
+                if tag_within == 0x0A:
+                    _, inner = _text(heap, inner, place)
+                else:
+                    own += tag_within == 0x12
+                    inner = _skip(heap, inner, place, tag_within)
+            if inner < 0:
+                return inner, 0, 0, 0, 0, 0, 0, 0, 0
+            if tag == of_targets:
+                rows += 1
+                values = max(values, own)
+            context += tag == CONTEXT
+        elif tag in (MODEL, TRACKING, of_tenant):
+            start, place = _text(heap, place, end)
+            if tag == MODEL:
+                model, model_end = start - at, place - at
+            elif tag == TRACKING:
+                tracking, tracking_end = start - at, place - at
+        else:
+            place = _skip(heap, place, end, tag)
+        if place < 0:
+            return place, 0, 0, 0, 0, 0, 0, 0, 0
+    places = context + rows * (1 + values)
+    if places > starts.shape[0] or places > sizes.shape[0] or size > rest.shape[0]:
+        return NO_ROOM, rows, values, context, 0, 0, 0, 0, 0
+    row = context
+    number = 0
+    while at < end:
+        begin = at
+        tag, at = _tag(heap, at, end)
+        if tag == of_targets:
+            inner, at = _length(heap, at, end)
+            for line in range(values + 1):
+                starts[row + line * rows] = 0
+                sizes[row + line * rows] = 0
+            place = row
+            while inner < at:
+                tag, inner = _tag(heap, inner, at)
+                if tag == 0x0A or tag == 0x12:
+                    start, inner = _length(heap, inner, at)
+                    of_value = row
+                    if tag == 0x12:
+                        place += rows
+                        of_value = place
+                    starts[of_value] = start
+                    sizes[of_value] = inner - start
+                else:
+                    inner = _skip(heap, inner, at, tag)
+            row += 1
+        elif tag == CONTEXT:
+            start, at = _length(heap, at, end)
+            kept = _put_context(heap, start, at, starts, sizes, number, rest, kept)
+            number += 1
+        else:
+            at = _skip(heap, at, end, tag)
+            if tag != MODEL and tag != TRACKING and tag != of_tenant and tag != of_groups:
+                kept = _copy(heap, begin, at - begin, rest, kept)
+    return 0, rows, values, context, kept, model, model_end, tracking, tracking_end
+
+
+@_kernel(INT(I32, INT, INT, INT, INT, I64))
+def first_misfit(sizes: Any, context: Any, rows: Any, values: Any, first: Any, wanted: Any) -> int:
+    """The first column of a request with a value whose length does not fit its type; −1 for none.
+
+    sizes: of `context` single values, and from `first` on of features [values, rows]. wanted: of each of these
+    columns how many bytes a value has; −n: a multiple of n bytes; 0: any number. An empty value is none, and fits.
+    """
+    for column in range(min(wanted.shape[0], context + values)):
+        want = wanted[column]
+        if want == 0:
+            continue
+        count = 1 if column < context else rows
+        begin = column if column < context else first + (column - context) * rows
+        if begin < 0 or begin + count > sizes.shape[0]:
+            return column
+        for place in range(begin, begin + count):
+            size = np.int64(sizes[place])
+            if size and (size % -want if want < 0 else size != want):
+                return column
+    return -1
+
+
+# --- pairs and slates
+
+
+@_kernel(types.UniTuple(INT, 5)(U8, INT, INT, INT))
+def scan_slates(heap: Any, at: Any, size: Any, groups: Any) -> Any:
+    """Counts the pairs or slates (`groups`) of a request that `read_request` has taken.
+
+    Returns (code, how many there are, targets that they name, the most feature values of one, their bytes without
+    tags and lengths).
+    """
+    end = at + size
+    count = indices = values = bytes_ = 0
+    feature = 0x1A if groups == PAIRS else 0x12
+    if at < 0 or size < 0 or end > heap.shape[0]:
+        return MALFORMED, 0, 0, 0, 0
+    while at < end:
+        tag, at = _tag(heap, at, end)
+        if at >= 0 and tag != GROUPS:
+            at = _skip(heap, at, end, tag)
+        if at < 0:
+            return at, 0, 0, 0, 0
+        if tag != GROUPS:
+            continue
+        inner, at = _length(heap, at, end)
+        if inner < 0:
+            return MALFORMED, 0, 0, 0, 0
+        own = 0
+        count += 1
+        bytes_ += at - inner
+        if groups == PAIRS:
+            indices += 2
+        while inner < at:
+            tag, inner = _tag(heap, inner, at)
+            if inner < 0:
+                return inner, 0, 0, 0, 0
+            if groups == PAIRS or tag != 0x0A:
+                own += tag == feature
+                indices += groups == SLATES and tag == 0x08
+                inner = _skip(heap, inner, at, tag)
+                if inner < 0:
+                    return inner, 0, 0, 0, 0
+                continue
+            start, inner = _length(heap, inner, at)
+            if start < 0:
+                return MALFORMED, 0, 0, 0, 0
+            for i in range(start, inner):
+                indices += heap[i] < 0x80  # packed: every number ends with such a byte
+        values = max(values, own)
+    return 0, count, indices, values, bytes_
+
+
+@_kernel(INT(U8, INT, INT, INT, I32_OUT, I64_OUT, I64_OUT, I32_OUT))
+def read_slates(
+    heap: Any, at: Any, size: Any, groups: Any, rows: Any, bounds: Any, starts: Any, sizes: Any
+) -> int:
+    """Reads the pairs or slates that `scan_slates` counted; returns how many there were.
+
+    rows: the target indices, slate after slate, those of slate i at bounds[i] … bounds[i + 1] − 1; bounds has one
+    more than there are slates. starts, sizes: the places of their feature values [values, slates], size 0 where a
+    slate has fewer. MALFORMED also: an index of more than five bytes, as negative ones have.
+    """
+    end = at + size
+    slates = bounds.shape[0] - 1
+    slate = 0
+    place = 0
+    feature = 0x1A if groups == PAIRS else 0x12
+    if at < 0 or size < 0 or end > heap.shape[0]:
+        return MALFORMED
+    if slates < 0:
+        return NO_ROOM
+    starts[:] = 0
+    sizes[:] = 0
+    bounds[0] = 0
+    while at < end:
+        tag, at = _tag(heap, at, end)
+        if at < 0:
+            return at
+        if tag != GROUPS:
+            at = _skip(heap, at, end, tag)
+            if at < 0:
+                return at
+            continue
+        inner, at = _length(heap, at, end)
+        if inner < 0:
+            return MALFORMED
+        if slate >= slates:
+            return NO_ROOM
+        if groups == PAIRS:
+            if place + 2 > rows.shape[0]:
+                return NO_ROOM
+            rows[place] = rows[place + 1] = 0
+        value = slate
+        while inner < at:
+            tag, inner = _tag(heap, inner, at)
+            if inner < 0:
+                return inner
+            if tag == feature:
+                start, inner = _length(heap, inner, at)
+                if start < 0:
+                    return MALFORMED
+                if value >= starts.shape[0] or value >= sizes.shape[0]:
+                    return NO_ROOM
+                starts[value], sizes[value] = start, inner - start
+                value += slates
+            elif tag == 0x08 or (tag == 0x10 and groups == PAIRS) or (tag == 0x0A and groups == SLATES):
+                stop = at
+                if tag == 0x0A:
+                    inner, stop = _length(heap, inner, at)
+                    if inner < 0:
+                        return MALFORMED
+                while inner < stop:
+                    index, inner = _varint(heap, inner, stop)
+                    if inner < 0:
+                        return inner
+                    if groups == PAIRS:
+                        rows[place + (tag == 0x10)] = np.int32(index & 0xFFFFFFFF)
+                    else:
+                        if place >= rows.shape[0]:
+                            return NO_ROOM
+                        rows[place] = np.int32(index & 0xFFFFFFFF)
+                        place += 1
+                    if tag != 0x0A:
+                        break
+            else:
+                inner = _skip(heap, inner, at, tag)
+                if inner < 0:
+                    return inner
+        if groups == PAIRS:
+            place += 2
+        slate += 1
+        bounds[slate] = place
+    return slate
