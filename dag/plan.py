@@ -58,6 +58,13 @@ class OutputColumns(tuple[OutputColumn, ...]):
         return column_runs([column.source for column in self])
 
     @functools.cached_property
+    def text_and_cells(self) -> tuple[int, ColumnRun] | None:
+        """The usual answer: (external id, run) of what the request brought, then columns of one block of cells."""
+        if len(self.runs) != 2 or self.runs[0].block >= 0 or not self.runs[1].width:
+            return None
+        return self.runs[0].externals[0], self.runs[1]
+
+    @functools.cached_property
     def external(self) -> tuple[int, ...]:
         """The external ids of those that are no byte columns: a request may bring them with a type."""
         return tuple(column.source.external for column in self if column.source.byte is None)

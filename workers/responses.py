@@ -18,7 +18,7 @@ from components.wire import field_head
 from dag.component import Failure, Scoring
 from dag.plan import OutputColumn, OutputColumns, Plan
 from proto import inferflow_pb2, predict_pb2
-from shared.shm_matrix import ShmMatrix
+from shared.shm_matrix import IDENTITY, CellBlock, ShmMatrix
 
 __all__ = ["ResponseTooLarge", "point_wise", "retrieve", "sampled", "slate_wise"]
 
@@ -197,7 +197,9 @@ def _scores(
     TargetScore, PairScore and SlateScore have the same fields: 1 error, 2 output_values.
     """
     if not reference:
-        packed = _packed_scores(tag, columns, matrix, errors)
+        packed = _cell_scores(tag, columns, matrix) if errors is None else None
+        if packed is None:
+            packed = _packed_scores(tag, columns, matrix, errors)
         if packed is not None:
             return packed
     values = [_values(matrix, column) for column in columns]
@@ -212,6 +214,38 @@ def _scores(
         if len(out) > MAX_BYTES:
             raise ResponseTooLarge(matrix.rows, len(columns))
     return bytes(out)
+
+
+def _cell_scores(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes | None:
+    """The same in one step for the usual answer, an id and scores of one model or expression; None for others."""
+    usual = columns.text_and_cells
+    if usual is None:
+        return None
+    external, run = usual
+    text, block = matrix.texts[external], matrix.blocks[run.block]
+    if (
+        text is None
+        or matrix.typed[external] is not None
+        or not isinstance(block, CellBlock)
+        or not block.lines
+    ):
+        return None
+    out = scratch.out
+    while True:
+        size = kernels.write_cell_scores(
+            tag, text.heap, text.starts, text.sizes,
+            block.heap, block.cells_at, block.states_at, block.lines, block.columns, block.width,
+            IDENTITY if block.index is None else block.index, run.columns, matrix.rows, out,
+        )  # fmt: skip
+        if size != NO_ROOM:
+            break
+        if len(out) >= MAX_BYTES:
+            raise ResponseTooLarge(matrix.rows, len(columns))
+        scratch.grow_out()
+        out = scratch.out
+    if size > MAX_BYTES:
+        raise ResponseTooLarge(matrix.rows, len(columns))
+    return out[:size].tobytes() if size >= 0 else None
 
 
 def _packed_scores(

@@ -19,6 +19,7 @@ from components.value_kernels import (
     collect_cells,
     collect_texts,
     collect_values,
+    write_cell_scores,
     write_rows,
     write_scores,
     write_texts,
@@ -261,6 +262,86 @@ def test_scores_with_errors_are_as_protobuf_says(rows: list[list[bytes]]) -> Non
     out = canaries(len(wanted) + 9)
     code = write_scores(0x12, *placed(rows), 1, out)
     assert out[:code].tobytes() == wanted
+
+
+def cell_scores(
+    block: Cells, texts: Sequence[bytes], columns: Sequence[int], out: Bytes, before: int = 3
+) -> int:
+    """`write_cell_scores` of a block that stands behind a few other bytes, its states first."""
+    heap = np.concatenate([canaries(before), block.states.reshape(-1), block.flat])
+    lines, everything = block.states.shape
+    starts, sizes = places_of(texts)
+    return write_cell_scores(
+        0x12, array(b"".join(texts)), starts, sizes,
+        heap, before + block.states.size, before, lines, everything, block.width,
+        block.index, np.array(columns, np.int32), block.rows, out,
+    )  # fmt: skip
+
+
+def places_of(texts: Sequence[bytes]) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Rows]:
+    sizes = np.array([len(text) for text in texts], np.int32)
+    return (np.cumsum(sizes) - sizes).astype(np.int64), sizes
+
+
+@given(cells_of([1, 4, 8, 200]), st.booleans(), st.data())
+def test_scores_of_cells_are_as_protobuf_says(block: Cells, constant: bool, data: st.DataObject) -> None:
+    count = 1 if constant else block.rows
+    texts = data.draw(st.lists(st.binary(max_size=3) | st.just(b"x" * 150), min_size=count, max_size=count))
+    columns = data.draw(st.lists(st.integers(0, block.states.shape[1] - 1), min_size=1, max_size=3))
+    cells = [[block.cell(row, column) for column in columns] for row in range(block.rows)]
+    wanted = b"".join(
+        field(
+            2,
+            LENGTH,
+            predict_pb2.TargetScore(
+                output_values=[texts[0 if constant else row], *(value for _, value in of_row)]
+            ).SerializeToString(),
+        )
+        for row, of_row in enumerate(cells)
+    )
+    if any(state == ODD for of_row in cells for state, _ in of_row):
+        assert cell_scores(block, texts, columns, canaries(len(wanted) + 999)) == UNUSUAL
+        return
+    for room in (len(wanted) // 2, len(wanted) + 9):
+        out = canaries(room)
+        code = cell_scores(block, texts, columns, out)
+        if room < len(wanted):
+            assert code == NO_ROOM
+        else:
+            assert out[:code].tobytes() == wanted
+            assert (out[code:] == CANARY).all()
+
+
+def test_scores_of_cells_that_are_not_there() -> None:
+    """Each place is looked at: of the texts, of the block, of its lines and columns."""
+    heap, out = canaries(20), canaries(99)
+    right = (
+        0x12, array(b"id"), np.zeros(2, np.int64), np.ones(2, np.int32),
+        np.ones(20, np.uint8), 4, 0, 2, 2, 4, IDENTITY, np.array([1], np.int32), 2,
+    )  # fmt: skip
+    assert write_cell_scores(*right, out) == 2 * 11
+    wrong: list[tuple[int, object]] = [
+        (2, np.array([0, 2])),
+        (2, np.array([0, -1])),
+        (2, np.empty(0, np.int64)),
+        (3, np.ones(1, np.int32)),
+        (3, np.array([1, -1], np.int32)),
+        (4, heap[:19]),
+        (5, -1),
+        (5, 5),
+        (6, -1),
+        (6, 17),
+        (7, 1),
+        (7, -1),
+        (9, -1),
+        (9, 5),
+        (10, np.array([0, 2], np.int32)),
+        (10, np.array([0], np.int32)),
+        (11, np.array([2], np.int32)),
+        (11, np.array([-1], np.int32)),
+    ]
+    for place, value in wrong:
+        assert write_cell_scores(*right[:place], value, *right[place + 1 :], out) == MALFORMED, (place, value)
 
 
 @given(tables(TEXTS))
