@@ -7,6 +7,7 @@ besides. `test_kernels_bounds.py` runs all of this with every index checked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
