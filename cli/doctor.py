@@ -259,6 +259,15 @@ async def _configs_and_upstreams(settings: Settings) -> list[Finding]:
         advice = "see that ETCD_SERVER answers" if settings.etcd.servers else "set INFERFLOW_CONFIG_DIR"
         return [Finding("bad", "configs", reason, advice), *await _upstreams(settings, {})]
     findings += _verdicts(settings, texts, place)
+    if not settings.onfs.host and any(map(_fetches, texts.values())):
+        findings.append(
+            Finding(
+                "bad",
+                "feature store",
+                "configs fetch features, but EXTERNAL_SERVICE_ONFS_FS_HOST is empty: they answer INVALID_ARGUMENT",
+                "set it to the host of the feature store",
+            )
+        )
     return findings + await _upstreams(settings, texts)
 
 
@@ -357,6 +366,17 @@ async def _kafka(kafka: KafkaSettings) -> Finding:
             "make it, or correct KAFKA_LOGGING_TOPIC; some brokers make a topic when it is first written to",
         )
     return Finding("ok", subject, f"knows topic {kafka.topic}")
+
+
+def _fetches(text: SourceText) -> bool:
+    """Whether it is a model config with a component that fetches."""
+    if not isinstance(text, bytes):
+        return False
+    try:
+        components = decode(text).component_config.feature_components
+    except msgspec.DecodeError:  # no model config, or refused above
+        return False
+    return any(group.features for one in components for group in one.fs_request.feature_groups)
 
 
 def _model_endpoints(texts: Iterable[SourceText]) -> Iterator[str]:

@@ -120,7 +120,9 @@ def _headline(state: dict[str, Any]) -> Text:
     words = [
         f"{requests['total']:,} requests, {requests['failed']:,} failed",
         f"{_number(requests['per_second'])}/s" if requests["per_second"] is not None else "",
-        f"p50 {_number(requests['p50_ms'])} ms, p99 {_number(requests['p99_ms'])} ms",
+        f"p50 {_number(requests['p50_ms'])} ms, p99 {_number(requests['p99_ms'])} ms"
+        if requests["p50_ms"] is not None
+        else "",
         f"{requests['in_flight']} in flight, {requests['waiting']} waiting",
         f"{requests['connections']} connections",
         f"cache {cache['hits'] / cache['requests']:.0%} of {cache['requests']:,}"

@@ -96,6 +96,15 @@ def test_upstreams_that_answer(tmp_path: Path) -> None:
     assert findings[f"numerix localhost:{port}"].level == "bad"
 
 
+def test_a_config_that_fetches_needs_a_feature_store(tmp_path: Path) -> None:
+    home = environ(tmp_path, EXTERNAL_SERVICE_PREDATOR_PORT=str(free_port()))
+    assert "feature store" not in found(home)
+    (tmp_path / "configs" / "config-map" / "shop.json").write_bytes(config())
+    finding = found(home)["feature store"]
+    assert finding.level == "bad"
+    assert "EXTERNAL_SERVICE_ONFS_FS_HOST is empty" in finding.text
+
+
 def test_where_inference_logs_go(tmp_path: Path) -> None:
     def about(**settings: str) -> list[tuple[str, str]]:
         findings = examine(environ(tmp_path, **settings))
