@@ -147,14 +147,14 @@ def _ended(workers: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     return [json.loads(worker.communicate(timeout=PATIENCE)[0]) for worker in workers]
 
 
-def sidecars_killed(chance: random.Random, kills: int) -> Outcome:
+def sidecars_killed(chance: random.Random, kills: int, longest: float = 1.0) -> Outcome:
     """Log sidecars are killed; the workers live."""
     with _Chaos() as chaos:
         sidecar = chaos.sidecar()
         workers = [chaos.worker(index) for index in range(WORKERS)]
         for _ in range(kills):
             chaos.wait_until_read(READ)
-            time.sleep(chance.random())
+            time.sleep(chance.random() * longest)
             chaos.kill(sidecar)
             sidecar = chaos.sidecar()
         chaos.wait_until_read(READ)
@@ -172,7 +172,7 @@ def sidecars_killed(chance: random.Random, kills: int) -> Outcome:
         return chaos.outcome(books)
 
 
-def workers_killed(chance: random.Random, kills: int) -> Outcome:
+def workers_killed(chance: random.Random, kills: int, longest: float = 1.0) -> Outcome:
     """Workers are killed; the log sidecar lives."""
     with _Chaos() as chaos:
         sidecar = chaos.sidecar()
@@ -182,7 +182,7 @@ def workers_killed(chance: random.Random, kills: int) -> Outcome:
             workers = [chaos.worker(index) for index in range(WORKERS)]
             chaos.wait_until_read(before + READ // 5)
             for worker in workers:
-                time.sleep(chance.random() / 5)
+                time.sleep(chance.random() * longest / 5)
                 chaos.kill(worker)
         books = chaos.settled()
         assert books["acknowledged"] == chaos.rows
@@ -194,14 +194,14 @@ def workers_killed(chance: random.Random, kills: int) -> Outcome:
         return outcome
 
 
-def either_killed(chance: random.Random, kills: int) -> Outcome:
+def either_killed(chance: random.Random, kills: int, longest: float = 1.0) -> Outcome:
     """Log sidecars and workers are killed, also several at once. Books of the killed go with them."""
     with _Chaos() as chaos:
         sidecar = chaos.sidecar()
         workers = [chaos.worker(index) for index in range(WORKERS)]
         while chaos.kills < kills:
             chaos.wait_until_read(READ // 5)
-            time.sleep(chance.random() / 2)
+            time.sleep(chance.random() * longest / 2)
             if chance.random() < 0.6:
                 chaos.kill(sidecar)
                 sidecar = chaos.sidecar()
@@ -213,10 +213,10 @@ def either_killed(chance: random.Random, kills: int) -> Outcome:
         return chaos.outcome(_ended(workers))
 
 
-ROUNDS: Sequence[tuple[Callable[[random.Random, int], Outcome], int]] = (
-    (sidecars_killed, 20),
-    (workers_killed, 20),
-    (either_killed, 30),
+ROUNDS: Sequence[tuple[Callable[[random.Random, int, float], Outcome], int]] = (
+    (sidecars_killed, 5),
+    (workers_killed, 6),
+    (either_killed, 6),
 )
 """Of one turn of the command, with the kills of each."""
 
@@ -224,18 +224,19 @@ ROUNDS: Sequence[tuple[Callable[[random.Random, int], Outcome], int]] = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sidecar.log_chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--longest", type=float, default=10.0, help="seconds between two kills, at most")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     chance, total = random.Random(chosen.seed), Outcome(0, 0, 0, 0, 0)
     end = time.monotonic() + chosen.minutes * 60
     while time.monotonic() < end:
         for play, kills in ROUNDS:
-            total += play(chance, kills)
-        print(
-            f"{total.hand_overs:,} hand-overs came out, {total.rows:,} rows, 0 torn; {total.kills:,} kills; "
-            f"{total.dropped:,} rows dropped, {total.lost:,} lost with a log sidecar, all counted",
-            flush=True,
-        )
+            total += play(chance, kills, chosen.longest)
+            print(
+                f"{total.hand_overs:,} hand-overs came out, {total.rows:,} rows, 0 torn; {total.kills:,} kills; "
+                f"{total.dropped:,} rows dropped, {total.lost:,} lost with a log sidecar, all counted",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
