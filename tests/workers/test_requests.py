@@ -6,6 +6,7 @@ What clients can get wrong has a table of its own, test_bad_requests.py.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,15 @@ from shared.shm_matrix import MatrixPool, TextColumn, counting
 from tests.components.messages import LENGTH, field
 from tests.components.running import compiled, config_of
 from tests.effort import tries
-from workers.requests import ADAPTERS, CELLS_FOR_ALL, BadRequest, Inquiry, Reading
+from workers.requests import (
+    ADAPTERS,
+    CELLS_FOR_ALL,
+    MAX_SHAPE,
+    MAX_SHAPES,
+    BadRequest,
+    Inquiry,
+    Reading,
+)
 
 RETRIEVE, POINT, PAIR, SLATE = range(4)
 KINDS: Mapping[int, type[Message]] = {
@@ -93,12 +102,16 @@ def read(
 
 
 def asked(
-    method: int, body: bytes, reading: Reading, metadata: Mapping[bytes, bytes] | None = None
+    method: int,
+    body: bytes,
+    reading: Reading,
+    metadata: Mapping[bytes, bytes] | None = None,
+    plan: Plan = PLAN,
 ) -> tuple[Inquiry, Brought]:
     slot = POOL.acquire()
     try:
         inquiry = ADAPTERS[method](body, metadata or {}, reading, slot)
-        return inquiry, inquiry.bring(PLAN)
+        return inquiry, inquiry.bring(plan)
     finally:
         POOL.release(slot)  # what it holds stays until the next request
 
@@ -289,6 +302,55 @@ def test_with_text_features_types_and_lengths_do_not_matter() -> None:
             ("x", DataType.STRING, [b"2.5"]),
             ("price", DataType.STRING, [b"abc"]),
         ]
+
+
+# ---------------------------------------------------------------- what requests have in common is kept
+
+
+def shaped(context: Sequence[str], *, kind: int = 14, number: int = 0) -> bytes:
+    request = predict_pb2.PointWiseRequest(model_config_id="cfg", tracking_id=f"t{number}")
+    for name in context:
+        request.context_features.add(name=name, value=b"v%d" % number, data_type=kind)  # type: ignore[arg-type]
+    request.targets.add(id=f"id-{number}")
+    return request.SerializeToString()
+
+
+def test_a_shape_is_worked_out_once_for_a_plan() -> None:
+    plan = dataclasses.replace(PLAN)
+    for number in range(3):
+        _, brought = asked(POINT, shaped(["x"], number=number), Reading(), plan=plan)
+        shown = {name: values for name, _, _, values in (column_of(c, 1) for c in brought.columns)}
+        assert shown == {"catalog_id": [b"id-%d" % number], "x": [b"v%d" % number]}
+    assert len(plan.shapes) == 1
+    asked(POINT, shaped(["price"]), Reading(), plan=plan)
+    asked(POINT, shaped(["x"]), Reading(text_features=True), plan=plan)
+    asked(POINT, shaped(["x"]), Reading(reference_codecs=True), plan=plan)
+    assert len(plan.shapes) == 3
+    assert PLAN.shapes is not plan.shapes
+
+
+def test_shapes_are_bounded() -> None:
+    plan = dataclasses.replace(PLAN)
+    for number in range(3 * MAX_SHAPES):
+        asked(POINT, shaped([f"context_{number}"]), Reading(), plan=plan)
+        assert 1 <= len(plan.shapes) <= MAX_SHAPES
+    plan.shapes.clear()
+    asked(
+        POINT,
+        shaped([f"{number}_{'x' * 1000}" for number in range(MAX_SHAPE // 1000 + 1)]),
+        Reading(),
+        plan=plan,
+    )
+    assert not plan.shapes
+
+
+@pytest.mark.parametrize(("context", "kind"), [(["x", "x"], 14), (["x"], 0), (["x"], 31), ([""], 14)])
+def test_a_wrong_shape_is_not_kept(context: list[str], kind: int) -> None:
+    plan = dataclasses.replace(PLAN)
+    for _ in range(2):
+        with pytest.raises(BadRequest, match=r"context_features\[\d]"):
+            asked(POINT, shaped(context, kind=kind), Reading(), plan=plan)
+    assert not plan.shapes
 
 
 # ---------------------------------------------------------------- errors name the place, either way
