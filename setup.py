@@ -28,7 +28,7 @@ dag/component.py dag/executor.py dag/meters.py
 frontdoor/door.py frontdoor/links.py
 rpc/calls.py rpc/client.py rpc/client_connection.py rpc/connection.py rpc/endpoint.py rpc/limits.py
 rpc/server_connection.py rpc/timers.py rpc/wire.py
-shared/board.py shared/frames.py shared/shm_matrix.py
+shared/board.py shared/feature_cache.py shared/frames.py shared/shm_matrix.py
 workers/call_meters.py workers/doors.py workers/meters.py
 workers/requests.py workers/responses.py workers/service.py
 """.split()

@@ -21,12 +21,10 @@ from dag.layout import ByteColumn
 from rpc.status import Status
 from shared.board import Counter
 from shared.datatypes import DataType
-from shared.feature_cache import CacheKey, FeatureCache
+from shared.feature_cache import CacheKey, FeatureCache, Found
 from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock
 
 __all__ = ["CacheRule", "DerivedKey", "Feature", "cause"]
-
-FOUND = 2  # the column of FeatureCache.look_up's table that says whether a line was there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,21 +77,20 @@ class Feature:
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
-        wanted = all_numbers(keys.count)
-        if caching is not None and keys.count:
-            found, hits = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
+        found: Found | None = None
+        if caching is None or not keys.count:
+            wanted = all_numbers(keys.count)
+        else:
+            found = lines.look_up(caching.cache, caching.key, matrix.slot, keys.places())
+            wanted = found.missing
             caching.requests.value += keys.count
-            caching.misses.value += keys.count - hits
-            if hits == keys.count:
-                wanted = all_numbers(0)
-            elif hits:
-                wanted = np.flatnonzero(found[:, FOUND] == 0).astype(np.int32)
+            caching.misses.value += len(wanted)
         if len(wanted):
             asked = self._batches(scoring, keys, lines, wanted)
             endpoint, head, timeout = self.endpoint, self.head, self.timeout
             replies = yield [Call(endpoint, (head, entries), timeout, len(batch)) for batch, entries in asked]
             self._read(scoring, keys, lines, [batch for batch, _ in asked], replies)
-            if caching is not None:
+            if caching is not None and found is not None:
                 lines.remember(caching.cache, caching.key, found, wanted)
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:

@@ -16,7 +16,7 @@ from components.onfs_wire import decode_rows
 from components.wire import WireError
 from dag.component import Reply
 from dag.layout import BlockSpec
-from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, LinePieces, Places
 from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
@@ -103,7 +103,7 @@ class BlockPlace:
 class LinesShape:
     """Where everything lies in the memory of so many lines, in bytes from its begin, and the tables for kernels."""
 
-    __slots__ = ("count", "fixed", "pieces", "size", "sizes_at", "table", "variable")
+    __slots__ = ("count", "fixed", "places", "size", "sizes_at", "table", "variable")
 
     def __init__(self, layout: FetchedLayout, lines: int) -> None:
         values = 0 if layout.variable is None else len(layout.variable.asked)
@@ -135,7 +135,13 @@ class LinesShape:
         self.table = np.array(rows, np.int64).reshape(-1, kernels.RUN_COLUMNS)
         pieces = [(place.cells_at, place.width * place.columns) for place in self.fixed]
         pieces += [(place.states_at, place.columns) for place in places]
-        self.pieces = np.array([(start, size, size) for start, size in pieces], np.int64).reshape(-1, 3)
+        first_at, first_stride = self.table[0, [kernels.STATES, kernels.STATE_STRIDE]].tolist()
+        self.places = LinePieces(
+            np.array([(start, size, size) for start, size in pieces], np.int64).reshape(-1, 3),
+            len(self.fixed),
+            first_at,
+            first_stride,
+        )
 
     def _run(self, place: BlockPlace, column: int, count: int) -> tuple[int, ...]:
         """A row of the table: see kernels.read_result."""
@@ -252,18 +258,15 @@ class Lines:
         block.states[line, column] = VALUE if value else EMPTY
         self._values_at = end
 
-    def look_up(self, cache: FeatureCache, key: CacheKey, slot: Slot, keys: Places) -> tuple[Found, int]:
-        """Writes the lines of the keys that the cache has.
-
-        Returns what `remember` wants for the others, and how many were found.
-        """
-        found, hits = cache.look_up(key, keys, self._cached())
-        while hits < 0:
-            self.expect(slot, -1 - hits)
-            found, hits = cache.look_up(key, keys, self._cached())
-        if hits and self._var is not None:
-            self._values_at += int(self._var.sizes[found[:, 2] != 0].sum())
-        return found, hits
+    def look_up(self, cache: FeatureCache, key: CacheKey, slot: Slot, keys: Places) -> Found:
+        """Writes the lines of the keys that the cache has; what it returns is what `remember` wants."""
+        found = cache.look_up(key, keys, self._cached())
+        while found.hits < 0:
+            self.expect(slot, -1 - found.hits)
+            found = cache.look_up(key, keys, self._cached())
+        if found.hits and self._var is not None:
+            self._values_at += int(self._var.sizes[found.table[:, 2] != 0].sum())
+        return found
 
     def remember(self, cache: FeatureCache, key: CacheKey, found: Found, lines: Rows) -> None:
         """Caches lines (int32 [n]) that were read. Only those whose first feature has a value are kept, and
@@ -272,17 +275,10 @@ class Lines:
         cache.insert(key, found, lines, self._cached())
 
     def _cached(self) -> CachedLines:
-        var, table = self._var, self._shape.table
+        var = self._var
+        starts, sizes = (NO_STARTS, NO_SIZES) if var is None else (var.starts, var.sizes)
         return CachedLines(
-            self._shape.pieces,
-            len(self._blocks),
-            int(table[0, kernels.STATES]),
-            int(table[0, kernels.STATE_STRIDE]),
-            self._heap[self._at : self._at + self._shape.size],
-            NO_STARTS if var is None else var.starts,
-            NO_SIZES if var is None else var.sizes,
-            self._values,
-            self._values_at,
+            self._shape.places, self._heap, self._at, starts, sizes, self._values, self._values_at
         )
 
     def hand_over(self, matrix: ShmMatrix, index: Rows) -> None:

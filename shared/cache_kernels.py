@@ -71,6 +71,7 @@ U8_OUT = types.uint8[::1]
 U64_OUT = types.uint64[::1]
 U64_2_OUT = types.uint64[:, ::1]
 I32 = types.Array(types.int32, 1, "C", readonly=True)
+I32_OUT = types.int32[::1]
 I32_2 = types.Array(types.int32, 2, "C", readonly=True)
 I32_2_OUT = types.int32[:, ::1]
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)
@@ -356,11 +357,11 @@ def _place_values(wide, key, room, starts, sizes, heap_at):
 
 
 @_aside
-def _odd(arena, pieces, states, key):
+def _odd(arena, base, pieces, states, key):
     """Whether a line has an ODD cell."""
     odd = False
     for piece in range(states, pieces.shape[0]):
-        begin = pieces[piece, BASE] + key * pieces[piece, STRIDE]
+        begin = base + pieces[piece, BASE] + key * pieces[piece, STRIDE]
         for i in range(
             U(begin), U(begin + pieces[piece, SIZE])
         ):  # unsigned: without a look at negative indices
@@ -400,8 +401,8 @@ def _pack_values(narrow, wide, key, fixed, starts, sizes, heap):
 
 @_kernel(
     INT(
-        *(U64_OUT, WORD, WORD, WORD, U8, I64_2, I32_2, I32, U64_2_OUT),
-        *(I64_2, U8_OUT, I64_2_OUT, I32_2_OUT, U8_OUT, INT, U64_OUT),
+        *(U64_OUT, WORD, WORD, WORD, U8, I64_2, I32_2, I32, U64_2_OUT, I32_OUT),
+        *(I64_2, U8_OUT, INT, I64_2_OUT, I32_2_OUT, U8_OUT, INT, U64_OUT),
     )
 )
 def look_up(
@@ -414,8 +415,10 @@ def look_up(
     sizes: Any,
     firsts: Any,
     found: Any,
+    missing: Any,
     pieces: Any,
     arena: Any,
+    base: Any,
     value_starts: Any,
     value_sizes: Any,
     value_heap: Any,
@@ -425,9 +428,10 @@ def look_up(
     """Looks for the keys in rows `firsts` and writes the lines that are there: line i is that of key i.
 
     low, high: the prefix of the keys' names; now in ms. starts, sizes [parts, rows]: the parts of each row's key in
-    `heap`. found [keys, 3] gets the digest of each key, and 1 when its line was there, else 0.
-    pieces [n, 3]: a line's cells and states in `arena`, line l at BASE + l × STRIDE, SIZE bytes. Variable values
-    go to value_heap from heap_at on, their places to value_starts, value_sizes [lines, columns]. The caller
+    `heap`. found [keys, 3] gets the digest of each key, and 1 when its line was there, else 0; `missing` [keys] the
+    numbers of those that were not.
+    pieces [n, 3]: a line's cells and states in `arena`, line l at base + BASE + l × STRIDE, SIZE bytes. Variable
+    values go to value_heap from heap_at on, their places to value_starts, value_sizes [lines, columns]. The caller
     vouches that all keys stay inside heap, and all lines inside arena, value_starts and value_sizes.
     Returns how many keys were found; when value_heap has no room, −1 − the bytes needed: nothing was written then.
     """
@@ -498,7 +502,7 @@ def look_up(
         at = 4 * columns
         for piece in range(pieces.shape[0]):
             size = pieces[piece, SIZE]
-            _move(narrow, at, size, arena, pieces[piece, BASE] + key * pieces[piece, STRIDE])
+            _move(narrow, at, size, arena, base + pieces[piece, BASE] + key * pieces[piece, STRIDE])
             at += size
         if values:
             _move(narrow, fixed, values, value_heap, heap_at)
@@ -507,7 +511,12 @@ def look_up(
         counts[HITS] += 1
         if words[HEAD_AT] - place > U(span // 4 * 3):
             _keep(words, log, span, now, line, found[key, 0], found[key, 1], life, counts, RENEWED)
-    counts[MISSES] = keys - counts[HITS]
+    misses = 0
+    for key in range(keys):
+        if found[key, 2] == ZERO:
+            missing[misses] = key
+            misses += 1
+    counts[MISSES] = misses
     _count(counters, counts)
     return counts[HITS]
 
@@ -515,7 +524,7 @@ def look_up(
 @_kernel(
     INT(
         *(U64_OUT, WORD, WORD, I32, U64_2_OUT, I64_2, INT, INT, INT),
-        *(U8_OUT, I64_2_OUT, I32_2_OUT, U8_OUT, U64_OUT),
+        *(U8_OUT, INT, I64_2_OUT, I32_2_OUT, U8_OUT, U64_OUT),
     )
 )
 def insert(
@@ -529,6 +538,7 @@ def insert(
     first_at: Any,
     first_stride: Any,
     arena: Any,
+    base: Any,
     value_starts: Any,
     value_sizes: Any,
     value_heap: Any,
@@ -536,7 +546,7 @@ def insert(
 ) -> int:
     """Keeps `lines` until `end` (ms), those whose first value is there and whose values all fit; returns how many.
 
-    pieces from number `states` on are states; the state of the first value stands at first_at + line ×
+    pieces from number `states` on are states; the state of the first value stands at base + first_at + line ×
     first_stride. All else as `look_up` takes it, and `found` as it left it.
     """
     log = HEADER_WORDS + SET_WORDS * _sets(words.shape[0])
@@ -549,7 +559,7 @@ def insert(
     counts = np.zeros(COUNTERS, np.int64)
     for number in range(lines.shape[0]):
         key = np.int64(lines[number])
-        if arena[first_at + key * first_stride] != VALUE or _odd(arena, pieces, states, key):
+        if arena[base + first_at + key * first_stride] != VALUE or _odd(arena, base, pieces, states, key):
             continue
         size = fixed
         if columns:
@@ -562,7 +572,7 @@ def insert(
         at = 4 * columns
         for piece in range(pieces.shape[0]):
             part = pieces[piece, SIZE]
-            _move(arena, pieces[piece, BASE] + key * pieces[piece, STRIDE], part, narrow, at)
+            _move(arena, base + pieces[piece, BASE] + key * pieces[piece, STRIDE], part, narrow, at)
             at += part
         if columns:
             _pack_values(narrow, wide, key, fixed, value_starts, value_sizes, value_heap)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import cache_kernels as kernels
+from shared.cache_kernels import insert as keep
+from shared.cache_kernels import look_up as find
 from shared.cache_memory import (
     HEAD_AT,
     HEADER_WORDS,
@@ -31,12 +32,9 @@ from shared.cache_memory import (
 )
 from shared.segments import Bytes, Segment
 
-__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "Places"]
+__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "LinePieces", "Places"]
 
 Rows = npt.NDArray[np.int32]
-Found = npt.NDArray[np.uint64]
-"""[keys, 3]: the digest of each key, and 1 when its line was found, else 0."""
-
 LONGEST = 365 * 86400.0  # seconds that a record lives at most: what its header has bits for
 
 
@@ -62,34 +60,91 @@ class CacheKey:
         return f"<CacheKey {self.prefix.hex()} ttl={self.ttl:g} s>"
 
 
-class Places(NamedTuple):
-    """The distinct keys of a request: their parts by place. The parts of key k are those of row firsts[k]."""
+class Places:
+    """The distinct keys of a request: their parts by place. The parts of key k are those of row firsts[k].
 
-    heap: Bytes
-    starts: npt.NDArray[np.int64]
-    """[parts, rows]"""
-    sizes: Rows
-    """[parts, rows]"""
-    firsts: Rows
-    """[keys]"""
+    starts int64 and sizes int32 [parts, rows], of `heap`; firsts int32 [keys].
+    """
+
+    __slots__ = ("firsts", "heap", "sizes", "starts")
+
+    def __init__(self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, firsts: Rows) -> None:
+        self.heap = heap
+        self.starts = starts
+        self.sizes = sizes
+        self.firsts = firsts
+
+    def __repr__(self) -> str:
+        return f"<Places of {len(self.firsts)} keys>"
 
 
-class CachedLines(NamedTuple):
-    """Where the lines of a request are, one a key; see `cache_kernels.look_up`."""
+class LinePieces:
+    """Where the cells and states of lines lie, in bytes from where their memory begins.
 
-    pieces: npt.NDArray[np.int64]
-    """[n, 3]: base, stride and size of each run of cells or states of a line in `arena`."""
-    states: int
-    """The number of the first piece that holds states."""
-    first_at: int
-    first_stride: int
-    """The state of line l's first value stands at first_at + l × first_stride in `arena`."""
-    arena: Bytes
-    starts: npt.NDArray[np.int64]
-    sizes: Rows
-    """[lines, columns]: the places of the variable values; [0, 0] when there are none."""
-    heap: Bytes
-    heap_at: int
+    pieces int64 [n, 3]: base, stride and size of each run of cells, then, from number `states` on, of states. The
+    state of line l's first value stands at first_at + l × first_stride.
+    """
+
+    __slots__ = ("first_at", "first_stride", "pieces", "states")
+
+    def __init__(self, pieces: npt.NDArray[np.int64], states: int, first_at: int, first_stride: int) -> None:
+        self.pieces = pieces
+        self.states = states
+        self.first_at = first_at
+        self.first_stride = first_stride
+
+    def __repr__(self) -> str:
+        return f"<LinePieces {len(self.pieces)}, {self.states} of them cells>"
+
+
+class CachedLines:
+    """Where the lines of a request are, one a key: see `cache_kernels.look_up`.
+
+    Their memory begins at `base` of `arena`. starts int64 and sizes int32 [lines, columns]: the places of the
+    variable values in `heap`, [0, 0] when there are none; those that are found go behind heap_at.
+    """
+
+    __slots__ = ("arena", "base", "heap", "heap_at", "places", "sizes", "starts")
+
+    def __init__(
+        self,
+        places: LinePieces,
+        arena: Bytes,
+        base: int,
+        starts: npt.NDArray[np.int64],
+        sizes: Rows,
+        heap: Bytes,
+        heap_at: int,
+    ) -> None:
+        self.places = places
+        self.arena = arena
+        self.base = base
+        self.starts = starts
+        self.sizes = sizes
+        self.heap = heap
+        self.heap_at = heap_at
+
+    def __repr__(self) -> str:
+        return f"<CachedLines at {self.base}, values at {self.heap_at}>"
+
+
+class Found:
+    """What a look-up found.
+
+    `hits`: how many keys; negative: −1 − bytes that the heap of variable values must have behind heap_at, and
+    nothing was written. `missing`: the others, int32, ascending. `table` uint64 [keys, 3]: the digest of each key,
+    and 1 when its line was found, else 0.
+    """
+
+    __slots__ = ("hits", "missing", "table")
+
+    def __init__(self, hits: int, missing: Rows, table: npt.NDArray[np.uint64]) -> None:
+        self.hits = hits
+        self.missing = missing
+        self.table = table
+
+    def __repr__(self) -> str:
+        return f"<Found {self.hits} of {len(self.table)} keys>"
 
 
 class FeatureCache:
@@ -142,36 +197,27 @@ class FeatureCache:
             old.close()
         return True
 
-    def look_up(self, key: CacheKey, keys: Places, lines: CachedLines) -> tuple[Found, int]:
-        """Writes the lines that are there. Returns what `insert` wants for the others, and how many were there.
+    def look_up(self, key: CacheKey, keys: Places, lines: CachedLines) -> Found:
+        """Writes the lines that are there.
 
-        With a negative number nothing was written: −1 − bytes that the heap must have behind heap_at. Lines that
-        were not found are untouched. The variable values of the others stand together behind heap_at.
+        Lines that were not found are untouched. The variable values of the others stand together behind heap_at.
         """
-        found = np.empty((len(keys.firsts), 3), np.uint64)
+        count = len(keys.firsts)
+        table = np.empty((count, 3), np.uint64)
         words = self._words
         if words is None:
-            found[:, 2] = 0
-            return found, 0
-        hits = kernels.look_up(
-            words,
-            key.low,
-            key.high,
-            self._clock() // 1_000_000,
-            keys.heap,
-            keys.starts,
-            keys.sizes,
-            keys.firsts,
-            found,
-            lines.pieces,
-            lines.arena,
-            lines.starts,
-            lines.sizes,
-            lines.heap,
-            lines.heap_at,
+            table[:, 2] = 0
+            return Found(0, np.arange(count, dtype=np.int32), table)
+        missing = np.empty(count, np.int32)
+        hits: int = find(
+            words, key.low, key.high, self._clock() // 1_000_000,
+            keys.heap, keys.starts, keys.sizes, keys.firsts, table, missing,
+            lines.places.pieces, lines.arena, lines.base, lines.starts, lines.sizes, lines.heap, lines.heap_at,
             self.counts,
-        )
-        return found, hits
+        )  # fmt: skip
+        if hits > 0:
+            missing = missing[: count - hits]
+        return Found(hits, missing, table)
 
     def insert(self, key: CacheKey, found: Found, wanted: Rows, lines: CachedLines) -> None:
         """Keeps the lines of these keys (int32 [n]) for their time, those whose first value is there.
@@ -182,22 +228,12 @@ class FeatureCache:
         if words is None:
             return
         now = self._clock() // 1_000_000
-        kernels.insert(
-            words,
-            now,
-            now + int(key.ttl * 1000),
-            wanted,
-            found,
-            lines.pieces,
-            lines.states,
-            lines.first_at,
-            lines.first_stride,
-            lines.arena,
-            lines.starts,
-            lines.sizes,
-            lines.heap,
-            self.counts,
-        )
+        places = lines.places
+        keep(
+            words, now, now + int(key.ttl * 1000), wanted, found.table,
+            places.pieces, places.states, places.first_at, places.first_stride,
+            lines.arena, lines.base, lines.starts, lines.sizes, lines.heap, self.counts,
+        )  # fmt: skip
 
     # --- for people
 

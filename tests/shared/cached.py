@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, LinePieces, Places
 
 __all__ = ["KEY", "Key", "Line", "Memory", "Shape", "cells_of", "look_up", "places", "remember"]
 
 Key = tuple[bytes, ...]
 KEY = CacheKey(b"config and such ", 60.0)
 VALUE = 1
+BEFORE = 24  # bytes of a request's memory before its lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Memory:
         self.shape = shape
         ends = np.cumsum([size * count for size in shape.runs]).tolist()
         self.bases = [0, *ends[:-1]]
-        self.arena = np.full(ends[-1] if ends else 0, 0xEE, np.uint8)
+        self.memory = np.full(BEFORE + (ends[-1] if ends else 0), 0xEE, np.uint8)
+        self.arena = self.memory[BEFORE:]
         self.starts = np.zeros((count, shape.values), np.int64)
         self.sizes = np.zeros((count, shape.values), np.int32)
         self.heap = np.empty(0, np.uint8)
@@ -72,11 +74,11 @@ class Memory:
         states = len(self.shape.cells)
         pieces = [(base, size, size) for base, size in zip(self.bases, self.shape.runs, strict=True)]
         return CachedLines(
-            np.array(pieces, np.int64).reshape(-1, 3),
-            states,
-            self.bases[states],
-            self.shape.states[0],
-            self.arena,
+            LinePieces(
+                np.array(pieces, np.int64).reshape(-1, 3), states, self.bases[states], self.shape.states[0]
+            ),
+            self.memory,
+            BEFORE,
             self.starts if self.shape.values else np.empty((0, 0), np.int64),
             self.sizes if self.shape.values else np.empty((0, 0), np.int32),
             self.heap,
@@ -110,7 +112,7 @@ def look_up(
     if not keys:
         return []
     memory, found = _looked_up(cache, keys, shape, key)
-    got = [memory.read(number) if hit else None for number, hit in enumerate(found[:, 2].tolist())]
+    got = [memory.read(number) if hit else None for number, hit in enumerate(found.table[:, 2].tolist())]
     for number, line in enumerate(got):
         if line is None:  # untouched
             assert set(b"".join(memory.read(number).runs)) <= {0xEE}
@@ -119,11 +121,13 @@ def look_up(
 
 def _looked_up(cache: FeatureCache, keys: Sequence[Key], shape: Shape, key: CacheKey) -> tuple[Memory, Found]:
     memory = Memory(shape, len(keys))
-    found, hits = cache.look_up(key, places(keys), memory.lines())
-    while hits < 0:
-        memory.heap = np.zeros(-1 - hits, np.uint8)
-        found, hits = cache.look_up(key, places(keys), memory.lines())
-    assert hits == found[:, 2].sum()
+    found = cache.look_up(key, places(keys), memory.lines())
+    while found.hits < 0:
+        memory.heap = np.zeros(-1 - found.hits, np.uint8)
+        found = cache.look_up(key, places(keys), memory.lines())
+    assert found.hits == found.table[:, 2].sum()
+    assert found.missing.tolist() == np.flatnonzero(found.table[:, 2] == 0).tolist()
+    assert (memory.memory[:BEFORE] == 0xEE).all()
     return memory, found
 
 

@@ -74,7 +74,7 @@ def write(cache: FeatureCache, seed: int) -> None:
     prepared = []
     for group in range(GROUPS):
         memory = Memory(SHAPE, GROUP)
-        found, _ = FeatureCache(cache_segment(0)).look_up(KEY, places(keys_of(group)), memory.lines())
+        found = FeatureCache(cache_segment(0)).look_up(KEY, places(keys_of(group)), memory.lines())
         for number, key in enumerate(keys_of(group)):
             memory.write(number, cells_of(key, SHAPE, seed))
         prepared.append((found, memory.lines()))
