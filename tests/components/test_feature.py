@@ -694,3 +694,20 @@ def test_kernels_and_reference_fetch_alike(
     assert outcomes[:half] == outcomes[half:]
     if not outcomes[0][3]:  # calls that fail take other keys along, depending on what is cached
         assert all(outcome[1:] == outcomes[0][1:] for outcome in outcomes)
+
+
+def test_answers_may_begin_in_any_way(reference: bool) -> None:
+    store = Store(number)
+    heads = [b"", onfs_pb2.Result(entity_label="other").SerializeToString(), b"", b"\x0a\x7f"]
+
+    def answer(body: bytes) -> Answer:
+        return Answer(body=heads[len(store.queries) % 4] + store(body).body)
+
+    plan = compiled(config_of(features=[fetch()]), onfs_batch=1, reference_codecs=reference)
+    ids = [b"a", b"b", b"c", b"d", b"e", b"f"]
+    with matrix_pool() as slot:
+        got = Fetched(plan, slot, 6, {"catalog_id": ids}, answer)
+        wanted = [number("catalog", [key.decode()], "real", "price") for key in ids]
+        wanted[3] = b""  # cut short: its row has no value
+        assert got.raw(PRICE) == wanted
+        assert [rows for _, _, rows in got.failures] == [[3]]
