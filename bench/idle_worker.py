@@ -17,7 +17,7 @@ import uvloop
 
 from rpc.status import Status
 from shared import process
-from shared.frames import Cancel, FrameReader, Hello, Readiness, Request, State, answer_head
+from shared.frames import NO_METADATA, Cancel, FrameReader, Hello, Readiness, Request, State, answer_head
 
 __all__ = ["IdleLink", "read_answers"]
 
@@ -54,9 +54,11 @@ class IdleLink(asyncio.Protocol):
     def _answer(self, request: Request) -> None:
         body = self._answers.get(request.body)
         if body is None:
-            self._write(answer_head(request.id, Status.NOT_FOUND, "no answer to this request", (), 0))
+            self._write(
+                answer_head(request.id, Status.NOT_FOUND, "no answer to this request", NO_METADATA, 0)
+            )
             return
-        self._write(answer_head(request.id, Status.OK, "", (), len(body)))
+        self._write(answer_head(request.id, Status.OK, "", NO_METADATA, len(body)))
         self._write(body)
 
     def _write(self, data: bytes) -> None:

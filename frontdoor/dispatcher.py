@@ -100,7 +100,7 @@ class Refuse(NamedTuple):
 Action: TypeAlias = Send | CancelAt | Deliver | Refuse
 
 
-class DispatchError(AssertionError):
+class DispatchError(Exception):
     """An event that cannot be. The text has the story of the request or the worker that led there."""
 
 

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import Final
 
 from frontdoor.dispatcher import Action, CancelAt, Deliver, Dispatcher, Send
 from frontdoor.links import WorkerLink
@@ -36,6 +37,10 @@ __all__ = ["FrontDoor"]
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
+_OK: Final = 0
+_STATUSES: Final = tuple(
+    Status
+)  # by number; to make a member from its number costs as much as to read an answer
 
 
 class _Pending:
@@ -193,7 +198,7 @@ class FrontDoor:
     # Doing what was decided
 
     def _perform(self, actions: list[Action], answer: Answer | None = None) -> None:
-        # Nothing here calls back into this object: rpc and the links write at the end of the loop turn.
+        # Nothing here calls back into this object: what rpc and the links have to tell they tell in later turns.
         for action in actions:
             if isinstance(action, Send):
                 self._send(self._requests[action.request], self._links[action.worker])
@@ -241,13 +246,13 @@ def _nothing() -> None:
 
 def _status(answer: Answer) -> Status:
     """What the client is told: a status that is none becomes INTERNAL (see `_deliver`)."""
-    return Status(answer.status) if answer.status < len(Status) else Status.INTERNAL
+    return _STATUSES[answer.status] if answer.status < len(_STATUSES) else Status.INTERNAL
 
 
 def _deliver(call: ServerCall, answer: Answer) -> None:
     """Give the client the worker's answer. A worker's mistake becomes an answer too: a call must have one."""
     try:
-        if answer.status == Status.OK:
+        if answer.status == _OK:
             call.respond(answer.body, answer.metadata)
         else:
             call.fail(Status(answer.status), answer.message, answer.metadata)

@@ -18,6 +18,9 @@ MAX_ANSWER_BYTES = 256 << 20
 STALL_SECONDS = 10.0
 """A worker that takes no byte for so long, although there are some for it, hangs."""
 
+JOIN_BELOW = 32 << 10
+"""Bytes of a body that are cheaper to copy than to hand over apart from their head."""
+
 
 class LinkOwner(Protocol):
     """What a link tells."""
@@ -47,7 +50,6 @@ class WorkerLink(asyncio.Protocol):
         self._max_unsent = max_unsent_bytes
         self._reader = FrameReader[Hello | State | Answer]((Hello, State, Answer), MAX_ANSWER_BYTES)
         self._transport: asyncio.Transport | None = None
-        self._out: list[bytes] = []
         self._given = 0  # bytes handed to the transport
         self._taken = 0  # those of them that the worker had taken at the last look
         self._progress_at = 0.0
@@ -60,25 +62,23 @@ class WorkerLink(asyncio.Protocol):
     @property
     def unsent(self) -> int:
         """Bytes that the worker has not taken yet."""
-        waiting = sum(map(len, self._out))
-        return waiting + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def _is_over(self) -> bool:
         return self._transport is None
 
     # Out
 
-    def write(self, *parts: bytes) -> None:
-        """Send these bytes at the end of this loop turn, together with all others of the turn."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out += parts
-
-    def _flush(self) -> None:
-        out, self._out = self._out, []
-        if self._transport is not None and out:
-            self._given += sum(map(len, out))
-            self._transport.writelines(out)
+    def write(self, head: bytes, body: bytes = b"") -> None:
+        """Send these bytes. The transport does so at the end of the loop's turn, all of a turn together."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._given += len(head) + len(body)
+        if len(body) < JOIN_BELOW:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
 
     def check_stall(self, now: float) -> None:
         """End the link when the worker has taken nothing for STALL_SECONDS. To be called about once a second."""
@@ -96,7 +96,6 @@ class WorkerLink(asyncio.Protocol):
         transport, self._transport = self._transport, None
         if transport is not None:
             self._reason = reason
-            self._out.clear()
             transport.abort()
             self._owner.worker_gone(self, reason)
 
@@ -111,7 +110,8 @@ class WorkerLink(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._max_unsent)
 
     def pause_writing(self) -> None:
-        self.end(f"has left more than {self._max_unsent} bytes unread")
+        # In a turn of its own: this is called within `write`, whose caller is in the middle of something.
+        self._loop.call_soon(self.end, f"has left more than {self._max_unsent} bytes unread")
 
     def data_received(self, data: bytes) -> None:
         try:

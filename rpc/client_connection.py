@@ -34,6 +34,7 @@ from rpc.wire import (
     custom_metadata,
     decode_message,
     message_parts,
+    split_headers,
     timeout_header,
 )
 
@@ -386,11 +387,10 @@ class ClientConnection(Http2Connection):
         self._calls[stream_id] = call
         self.open += 1
         parts = message_parts(call.request)
-        last = parts[-1]
-        for part in parts[:-1]:
-            codec.send_data(stream_id, part)
-        codec.send_data(stream_id, last, end_stream=True)
-        self._body_bytes += len(last) if len(parts) == 1 else sum(map(len, parts))
+        last = len(parts) - 1
+        for index, part in enumerate(parts):
+            codec.send_data(stream_id, part, end_stream=index == last)
+            self._body_bytes += len(part)
         if not self._dirty:
             self.mark_dirty()
 
@@ -470,7 +470,7 @@ class ClientConnection(Http2Connection):
         status = fields[b":status"]
         if event.end_stream:
             del self._calls[call.stream_id]
-            call.finish(_reply_of_trailers(fields, headers, call))
+            call.finish(_reply_of_trailers(headers, call))
         elif status != b"200" or not fields.get(b"content-type", b"").startswith(b"application/grpc"):
             kind = fields.get(b"content-type", b"none").decode("latin-1")
             self._fail(
@@ -491,7 +491,7 @@ class ClientConnection(Http2Connection):
         if headers == self._good_trailers:
             reply = _reply_of_body(call, ())
         else:
-            reply = _reply_of_trailers(dict(headers), headers, call)
+            reply = _reply_of_trailers(headers, call)
             if reply.status is Status.OK and not reply.trailing:
                 self._good_trailers = headers
         if self.codec.queued_body_size() and self.codec.queued_body_size(call.stream_id):
@@ -566,10 +566,11 @@ class ClientConnection(Http2Connection):
         return f"<ClientConnection {self.peer} {state}, {self.open} of {self.limit} streams>"
 
 
-def _reply_of_trailers(fields: dict[bytes, bytes], headers: tuple[Header, ...], call: ClientCall) -> Reply:
+def _reply_of_trailers(headers: tuple[Header, ...], call: ClientCall) -> Reply:
     """Returns the outcome that trailers, or headers that end the stream, tell."""
+    fields, others = split_headers(headers)
     try:
-        trailing = custom_metadata(headers)
+        trailing = custom_metadata(others)
     except RpcError as error:
         return Reply(Status.INTERNAL, f"bad trailers: {error.message}")
     code = fields.get(b"grpc-status")

@@ -132,9 +132,18 @@ class Http2Connection(asyncio.Protocol):
                 self._feed(view[start : start + self._feed_bytes])
                 if self.closed:
                     return
-        # Also when nothing was marked dirty: the codec has acknowledgements and window updates of its own.
-        if not self.closed:
+        if not self.closed and self._may_send():
             self.flush()
+
+    def _may_send(self) -> bool:
+        """Whether a flush may do anything. Nearly always it may not, and to ask costs a fifth of a vain flush."""
+        codec = self.codec
+        return (
+            self._dirty
+            or codec.want_write  # the codec has acknowledgements and window updates of its own
+            or not codec.want_read  # it has finished, and says so at the next flush
+            or self._body_taken != self._body_bytes  # what was queued may have been dropped with its stream
+        )
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
@@ -192,7 +201,8 @@ class Http2Connection(asyncio.Protocol):
         except NGH2Error as error:
             self._codec_failed(error)
             return
-        self._body_taken = self._body_bytes - codec.queued_body_size()
+        if self._body_taken != self._body_bytes:
+            self._body_taken = self._body_bytes - codec.queued_body_size()
         events = codec.events()
         if data:
             size = len(data)

@@ -44,6 +44,7 @@ from rpc.wire import (
     encode_message,
     encode_metadata,
     message_parts,
+    split_headers,
     unknown_encoding,
 )
 
@@ -258,7 +259,7 @@ class ServerConnection(Http2Connection):
             raise self._over(
                 "header_fields", f"{len(headers)} header fields, the limit is {self._limits.header_fields}"
             )
-        fields = dict(headers)
+        fields, others = split_headers(headers)
         kind_of_body = fields.get(b"content-type", b"")
         if fields[b":method"] != b"POST" or kind_of_body[: len(_GRPC)] != _GRPC:
             return None
@@ -275,8 +276,9 @@ class ServerConnection(Http2Connection):
         encoding = fields.get(b"grpc-encoding", _IDENTITY)
         if encoding not in ENCODINGS:
             raise unknown_encoding(encoding)
-        metadata = custom_metadata(headers)
-        if metadata:
+        metadata: tuple[Header, ...] = ()
+        if others:
+            metadata = custom_metadata(others)
             self._check_metadata(metadata)
         now = self._received_at
         call = kind(self, stream_id, path, metadata, encoding, now, handler)

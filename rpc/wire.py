@@ -32,6 +32,7 @@ __all__ = [
     "encode_metadata",
     "message_parts",
     "read_prefix",
+    "split_headers",
     "timeout_header",
     "unknown_encoding",
     "whole_message",
@@ -61,7 +62,9 @@ def message_parts(body: Body) -> tuple[bytes, ...]:
             # The compressed flag is the byte above the u32, so the five bytes are one number: 0 and the length.
             return (size.to_bytes(PREFIX, "big") + body,)
         return (_prefix_of_large(size), body)
-    size = sum(map(len, body))
+    size = 0
+    for part in body:
+        size += len(part)
     if size < _JOIN_BELOW:
         return (b"".join((size.to_bytes(PREFIX, "big"), *body)),)
     return (_prefix_of_large(size), *body)
@@ -282,20 +285,33 @@ _PROTOCOL_FIELDS = frozenset(
     b"grpc-timeout grpc-encoding grpc-accept-encoding grpc-status grpc-message".split()
 )
 _NAME = re.compile(rb"[0-9a-z_.-]+")
-_TEXT = re.compile(rb"[ -~]*")
+_PRINTABLE: Final = bytes(range(0x20, 0x7F))
 
 
-def custom_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
-    """Returns the custom metadata of a header block: no pseudo, `grpc-` or reserved fields; `-bin` decoded.
+def split_headers(headers: Iterable[Header]) -> tuple[dict[bytes, bytes], list[Header]]:
+    """Returns the fields of the protocol by name, the last one of each, and all others as they came."""
+    fields: dict[bytes, bytes] = {}
+    others: list[Header] = []
+    known = _PROTOCOL_FIELDS
+    for header in headers:
+        name = header[0]
+        if name in known:
+            fields[name] = header[1]
+        else:
+            others.append(header)
+    return fields, others
+
+
+def custom_metadata(others: list[Header]) -> tuple[tuple[bytes, bytes], ...]:
+    """Returns the custom metadata among the `others` of `split_headers`: no `grpc-` fields; `-bin` decoded.
 
     A `-bin` field may carry several values joined by commas; each becomes its own entry. Raises RpcError
     INVALID_ARGUMENT when one is no base64.
     """
-    custom = [header for header in headers if header[0] not in _PROTOCOL_FIELDS]
-    if not custom:
+    if not others:
         return ()
     found: list[tuple[bytes, bytes]] = []
-    for header in custom:
+    for header in others:
         name = header[0]
         if name[-4:] == b"-bin":
             found += [(name, _decode_binary(name, part)) for part in header[1].split(b",")]
@@ -322,11 +338,26 @@ def encode_metadata(metadata: Metadata) -> tuple[tuple[bytes, bytes], ...]:
     return tuple([_encode_field(name, value) for name, value in metadata])
 
 
+_BINARY_NAMES: dict[bytes, bool] = {}  # names that were checked: whether their values are base64
+_CACHED_NAMES = 1024
+
+
 def _encode_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    if not _NAME.fullmatch(name) or name in _PROTOCOL_FIELDS or name.startswith(b"grpc-"):
-        raise ValueError(f"{name!r} is not a name for custom metadata")
-    if name.endswith(b"-bin"):
+    is_binary = _BINARY_NAMES.get(name)
+    if is_binary is None:
+        is_binary = _check_name(name)
+    if is_binary:
         return name, b64encode(value).rstrip(b"=")
-    if not _TEXT.fullmatch(value):
+    if value.translate(None, _PRINTABLE):
         raise ValueError(f"value of metadata {name!r} is not printable ASCII; use a name that ends in -bin")
     return name, value.strip(b" ")
+
+
+def _check_name(name: bytes) -> bool:
+    """Returns whether the values of a name are base64, and keeps that. Raises ValueError for a bad name."""
+    if not _NAME.fullmatch(name) or name in _PROTOCOL_FIELDS or name.startswith(b"grpc-"):
+        raise ValueError(f"{name!r} is not a name for custom metadata")
+    if len(_BINARY_NAMES) >= _CACHED_NAMES:
+        _BINARY_NAMES.clear()
+    is_binary = _BINARY_NAMES[name] = name.endswith(b"-bin")
+    return is_binary

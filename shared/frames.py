@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
@@ -37,6 +37,7 @@ __all__ = [
     "LogStatus",
     "Metadata",
     "Notice",
+    "OneField",
     "Prepared",
     "Readiness",
     "Release",
@@ -98,16 +99,13 @@ class Readiness(enum.IntEnum):
     """Send nothing new; what is in flight will be answered."""
 
 
-_LENGTH = Struct("<I")
 _HEADER = Struct("<IB")
-_COUNT = Struct("<H")
 _HELLO = Struct("<III")
 _STATE = Struct("<BQH")
 _REQUEST = Struct("<QQQBH")
 _REQUEST_HEAD = Struct("<IBQQQB")
 _CANCEL = Struct("<Q")
 _ANSWER = Struct("<QBH")
-_PLAIN_ANSWER = Struct("<QBHH")
 _ANSWER_HEAD = Struct("<IBQBH")
 _SUBSCRIBE = Struct("<II")
 _SNAPSHOT = Struct("<QQ")
@@ -118,6 +116,9 @@ _LOG_CONFIG = Struct("<II")
 _HAND_OVER = Struct("<IIQQQIII")
 _WHOLE_HAND_OVER = Struct("<IBIIQQQIII")
 _RELEASE = Struct("<IQ")
+_LENGTH_BYTES: Final = 4
+_REQUEST_BYTES: Final = 27  # _REQUEST.size and _ANSWER.size, where the compiler can see them
+_ANSWER_BYTES: Final = 11
 
 
 # ---------------------------------------------------------------- the frames
@@ -149,24 +150,42 @@ class State(NamedTuple):
         return _whole(Kind.STATE, _STATE.pack(self.readiness, self.version, len(reason)) + reason)
 
 
-class Request(NamedTuple):
+class Request:
     """Door → worker: one call."""
 
-    id: int
-    """Chosen by the door, never used twice on a connection."""
-    deadline_us: int
-    """Microseconds left when the frame was written; 0 = none."""
-    method: int
-    """Index into frontdoor.services.METHODS."""
-    metadata: Metadata
-    body: bytes
-    sent_us: int = 0
-    """When the door wrote it, in microseconds of the machine's monotonic clock; 0 = not told."""
+    # A plain class, as Answer: made for every request, and compiled it costs a fifth of a tuple with names.
+    __slots__ = ("body", "deadline_us", "id", "metadata", "method", "sent_us")
+
+    def __init__(
+        self, id: int, deadline_us: int, method: int, metadata: Metadata, body: bytes, sent_us: int = 0
+    ) -> None:
+        self.id = id
+        """Chosen by the door, never used twice on a connection."""
+        self.deadline_us = deadline_us
+        """Microseconds left when the frame was written; 0 = none."""
+        self.method = method
+        """Index into frontdoor.services.METHODS."""
+        self.metadata = metadata
+        self.body = body
+        self.sent_us = sent_us
+        """When the door wrote it, in microseconds of the machine's monotonic clock; 0 = not told."""
 
     def encode(self) -> bytes:
         metadata = encode_metadata(self.metadata)
         head = request_head(self.id, self.deadline_us, self.sent_us, self.method, metadata, len(self.body))
         return head + self.body
+
+    def _parts(self) -> tuple[object, ...]:
+        return self.id, self.deadline_us, self.method, self.metadata, self.body, self.sent_us
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Request) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __repr__(self) -> str:
+        return f"Request{self._parts()!r}"
 
 
 class Cancel(NamedTuple):
@@ -178,19 +197,35 @@ class Cancel(NamedTuple):
         return _whole(Kind.CANCEL, _CANCEL.pack(self.id))
 
 
-class Answer(NamedTuple):
+class Answer:
     """Worker → door: the one answer of a request."""
 
-    id: int
-    status: int
-    """A gRPC status code."""
-    message: str
-    metadata: Metadata
-    """Trailing metadata."""
-    body: bytes
+    __slots__ = ("body", "id", "message", "metadata", "status")
+
+    def __init__(self, id: int, status: int, message: str, metadata: Metadata, body: bytes) -> None:
+        self.id = id
+        self.status = status
+        """A gRPC status code."""
+        self.message = message
+        self.metadata = metadata
+        """Trailing metadata."""
+        self.body = body
 
     def encode(self) -> bytes:
-        return answer_head(self.id, self.status, self.message, self.metadata, len(self.body)) + self.body
+        metadata = encode_metadata(self.metadata)
+        return answer_head(self.id, self.status, self.message, metadata, len(self.body)) + self.body
+
+    def _parts(self) -> tuple[object, ...]:
+        return self.id, self.status, self.message, self.metadata, self.body
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Answer) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __repr__(self) -> str:
+        return f"Answer{self._parts()!r}"
 
 
 class Subscribe(NamedTuple):
@@ -404,17 +439,16 @@ def request_head(
     return _REQUEST_HEAD.pack(length, Kind.REQUEST, request_id, deadline_us, sent_us, method) + metadata
 
 
-def answer_head(request_id: int, status: int, message: str, metadata: Metadata, body_bytes: int) -> bytes:
+def answer_head(request_id: int, status: int, message: str, metadata: bytes, body_bytes: int) -> bytes:
     """All of an ANSWER frame but its body, which the caller writes behind it (in pieces, if it likes).
 
-    Raises FrameError when the metadata or the frame is too long.
+    `metadata` is encoded. Raises FrameError when the frame would not fit a u32 length.
     """
-    text = _text(message)
-    tail = encode_metadata(metadata)
-    length = 12 + len(text) + len(tail) + body_bytes
+    text = _text(message) if message else b""
+    length = 12 + len(text) + len(metadata) + body_bytes
     if length > _U32_MAX:
         raise FrameError(f"ANSWER {request_id}: body of {body_bytes} bytes does not fit a frame")
-    return _ANSWER_HEAD.pack(length, Kind.ANSWER, request_id, status, len(text)) + text + tail
+    return _ANSWER_HEAD.pack(length, Kind.ANSWER, request_id, status, len(text)) + text + metadata
 
 
 def encode_metadata(metadata: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -429,12 +463,38 @@ def encode_metadata(metadata: Iterable[tuple[bytes, bytes]]) -> bytes:
                 f"metadata {name[:64]!r}: the name must be ASCII, name ({len(name)} bytes) and value "
                 f"({len(value)} bytes) at most {_U16_MAX} bytes"
             )
-        parts += (_COUNT.pack(len(name)), name, _COUNT.pack(len(value)), value)
-    count = len(parts) // 4
+        parts.append(_u16_and(name) + _u16_and(value))
+    count = len(parts) - 1
     if count > _U16_MAX:
         raise FrameError(f"metadata: {count} entries, at most {_U16_MAX}")
-    parts[0] = _COUNT.pack(count)
+    parts[0] = count.to_bytes(2, "little")
     return b"".join(parts)
+
+
+class OneField:
+    """Metadata of one entry whose name is always the same: all but its value is encoded once."""
+
+    __slots__ = ("_head", "name")
+
+    def __init__(self, name: bytes) -> None:
+        """Raises FrameError as `encode_metadata` does."""
+        self.name = name
+        self._head = encode_metadata(((name, b""),))[:-2]
+
+    def encode(self, value: bytes) -> bytes:
+        """What `encode_metadata` makes of the name and `value`. Raises FrameError for a value over 65,535 bytes."""
+        if len(value) > _U16_MAX:
+            raise FrameError(
+                f"metadata {self.name!r}: the value has {len(value)} bytes, must be at most {_U16_MAX}"
+            )
+        return self._head + _u16_and(value)
+
+    def __repr__(self) -> str:
+        return f"<OneField {self.name!r}>"
+
+
+def _u16_and(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "little") + data
 
 
 def _whole(kind: Kind, payload: bytes) -> bytes:
@@ -470,7 +530,7 @@ class FrameReader(Generic[F]):
         self._max = max_frame_bytes
         self._pending: list[bytes] = []
         self._size = 0
-        self._need = _LENGTH.size
+        self._need = _LENGTH_BYTES
 
     def __repr__(self) -> str:
         names = ", ".join(frame.__name__ for frame in self._accepted)
@@ -499,9 +559,12 @@ class FrameReader(Generic[F]):
     def _decode(self, data: bytes) -> list[F]:
         frames: list[F] = []
         position, size = 0, len(data)
-        need = _LENGTH.size
+        need = _LENGTH_BYTES
         while size - position >= need:
-            (length,) = _LENGTH.unpack_from(data, position)
+            # Digit by digit: compiled, that is a fraction of a call into struct.
+            length = (
+                data[position] | data[position + 1] << 8 | data[position + 2] << 16 | data[position + 3] << 24
+            )
             if not 1 <= length <= self._max:
                 raise FrameError(f"frame of {length} bytes: must be 1 to {self._max}")
             end = position + 4 + length
@@ -558,23 +621,32 @@ def _read_text(data: bytes, start: int, length: int, end: int, kind: Kind, place
 def _read_count(data: bytes, start: int, end: int, kind: Kind, place: str) -> int:
     if end - start < 2:
         raise FrameError(f"{kind.name}: {place} needs 2 bytes, {end - start} are left in the frame")
-    count: int = _COUNT.unpack_from(data, start)[0]
-    return count
+    return data[start] | data[start + 1] << 8
 
 
 def _read_metadata(count: int, data: bytes, start: int, end: int, kind: Kind) -> tuple[Metadata, int]:
     """The entries, and where they end."""
     entries: list[tuple[bytes, bytes]] = []
     for index in range(count):
-        pair: list[bytes] = []
-        for place in (f"metadata[{index}] name", f"metadata[{index}] value"):
-            length = _read_count(data, start, end, kind, f"length of {place}")
-            pair.append(_slice(data, start + 2, length, end, kind, place))
-            start += 2 + length
-        if not pair[0].isascii():
-            raise FrameError(f"{kind.name}: metadata[{index}] name {pair[0][:64]!r} is not ASCII")
-        entries.append((pair[0], pair[1]))
+        name = _read_sized(data, start, end, kind, index, "name")
+        start += 2 + len(name)
+        value = _read_sized(data, start, end, kind, index, "value")
+        start += 2 + len(value)
+        if not name.isascii():
+            raise FrameError(f"{kind.name}: metadata[{index}] name {name[:64]!r} is not ASCII")
+        entries.append((name, value))
     return tuple(entries), start
+
+
+def _read_sized(data: bytes, start: int, end: int, kind: Kind, index: int, part: str) -> bytes:
+    """One part of the metadata's entry `index`: u16 length, and as many bytes."""
+    if end - start >= 2:
+        length = data[start] | data[start + 1] << 8
+        if length <= end - start - 2:
+            return data[start + 2 : start + 2 + length]
+    place = f"metadata[{index}] {part}"
+    length = _read_count(data, start, end, kind, f"length of {place}")
+    return _slice(data, start + 2, length, end, kind, place)
 
 
 def _decode_hello(data: bytes, start: int, end: int) -> Hello:
@@ -593,7 +665,7 @@ def _decode_state(data: bytes, start: int, end: int) -> State:
 
 def _decode_request(data: bytes, start: int, end: int) -> Request:
     request_id, deadline_us, sent_us, method, count = _head(_REQUEST, Kind.REQUEST, data, start, end)
-    start += _REQUEST.size
+    start += _REQUEST_BYTES
     metadata: Metadata = ()
     if count:
         metadata, start = _read_metadata(count, data, start, end, Kind.REQUEST)
@@ -605,12 +677,8 @@ def _decode_cancel(data: bytes, start: int, end: int) -> Cancel:
 
 
 def _decode_answer(data: bytes, start: int, end: int) -> Answer:
-    if end - start >= _PLAIN_ANSWER.size:  # the common answer has neither message nor metadata
-        request_id, status, length, count = _PLAIN_ANSWER.unpack_from(data, start)
-        if length == count == 0:
-            return Answer(request_id, status, "", (), data[start + _PLAIN_ANSWER.size : end])
     request_id, status, length = _head(_ANSWER, Kind.ANSWER, data, start, end)
-    start += _ANSWER.size
+    start += _ANSWER_BYTES
     message = ""
     if length:
         message = _read_text(data, start, length, end, Kind.ANSWER, "message")

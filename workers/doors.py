@@ -20,6 +20,7 @@ from shared.frames import (
     FrameError,
     FrameReader,
     Hello,
+    OneField,
     Readiness,
     Request,
     State,
@@ -32,11 +33,11 @@ __all__ = ["DoorLink", "Doors", "Scorer", "Ticket"]
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = b"inferflow-request-id"  # trailing metadata of every answer
+REQUEST_ID = OneField(b"inferflow-request-id")  # trailing metadata of every answer
 LOOK_SECONDS = 0.5
 FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
 MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
-
+JOIN_BELOW = 32 << 10  # bytes of a body that are cheaper to copy than to hand over apart from their head
 
 _NONE = -1  # no request has this id
 
@@ -73,7 +74,6 @@ class DoorLink(asyncio.Protocol):
         )
         self._tickets: dict[int, Ticket] = {}
         self._at_once = _NONE  # a request that was answered while it was handed over
-        self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
     @property
@@ -83,8 +83,8 @@ class DoorLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport.set_write_buffer_limits(high=MAX_UNSENT)
-        self._write(self._doors.hello.encode())
-        self._write(self._doors.state.encode())
+        self._transport.write(self._doors.hello.encode())
+        self.send_state(self._doors.state)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -112,15 +112,15 @@ class DoorLink(asyncio.Protocol):
         self.close()
 
     def send_state(self, state: State) -> None:
-        self._write(state.encode())
+        if self._transport is not None:
+            self._transport.write(state.encode())
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def finish(self) -> None:
-        """Sends what is still unsent, then closes."""
-        self._flush()
+        """Closes when all is sent."""
         if self._transport is not None:
             self._transport.close()
 
@@ -141,29 +141,17 @@ class DoorLink(asyncio.Protocol):
     def _answer(self, request_id: int, outcome: Answered) -> None:
         if self._tickets.pop(request_id, None) is None:
             self._at_once = request_id  # before there is a ticket
-        self._write(
-            answer_head(
-                request_id,
-                int(outcome.status),
-                outcome.message,
-                ((REQUEST_ID, outcome.request_id),),
-                len(outcome.body),
-            )
-        )
-        if outcome.body:
-            self._out.append(outcome.body)
+        transport = self._transport
+        if transport is not None:
+            # The transport sends at the end of the loop's turn: answers of one turn leave together.
+            body = outcome.body
+            trailing = REQUEST_ID.encode(outcome.request_id)
+            head = answer_head(request_id, int(outcome.status), outcome.message, trailing, len(body))
+            if len(body) < JOIN_BELOW:
+                transport.write(head + body)
+            else:
+                transport.writelines((head, body))
         self._doors.answered()
-
-    def _write(self, data: bytes) -> None:
-        # Answers of one turn of the loop leave in one write.
-        if not self._out:
-            self._doors.loop.call_soon(self._flush)
-        self._out.append(data)
-
-    def _flush(self) -> None:
-        out, self._out = self._out, []
-        if out and self._transport is not None:
-            self._transport.write(b"".join(out))
 
     def __repr__(self) -> str:
         return f"<DoorLink {self.path.name} {self.in_flight} in flight>"

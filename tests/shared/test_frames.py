@@ -27,6 +27,7 @@ from shared.frames import (
     LogSegment,
     LogStatus,
     Notice,
+    OneField,
     Prepared,
     Readiness,
     Release,
@@ -212,10 +213,22 @@ def test_the_wire_is_the_documented_one() -> None:
     assert LogStatus(b"{}").encode() == bytes.fromhex("03000000 26 7b7d")
 
 
+@given(st.binary(max_size=40))
+def test_one_field_is_metadata(value: bytes) -> None:
+    assert OneField(b"name").encode(value) == encode_metadata(((b"name", value),))
+
+
+def test_one_field_has_the_bounds_of_metadata() -> None:
+    with pytest.raises(FrameError, match="b'name': the value has 65536 bytes, must be at most 65535"):
+        OneField(b"name").encode(bytes(65536))
+    with pytest.raises(FrameError, match="must be ASCII"):
+        OneField("é".encode())
+
+
 def test_heads_leave_the_body_to_the_caller() -> None:
     head = request_head(4, 5, 7, 1, NO_METADATA, 6)
     assert reader().feed(head + b"abcdef") == [Request(4, 5, 1, (), b"abcdef", 7)]
-    head = answer_head(4, 0, "", ((b"a-bin", b"\xff"),), 3)
+    head = answer_head(4, 0, "", encode_metadata(((b"a-bin", b"\xff"),)), 3)
     incoming = reader()
     assert incoming.feed(head) == []
     assert incoming.feed(b"ab") == []
@@ -301,7 +314,7 @@ def test_a_body_that_does_not_fit_a_length_is_refused() -> None:
     with pytest.raises(FrameError, match="REQUEST 1: body of 4294967295 bytes"):
         request_head(1, 0, 0, 0, NO_METADATA, 2**32 - 1)
     with pytest.raises(FrameError, match="ANSWER 1: body of 4294967295 bytes"):
-        answer_head(1, 0, "", (), 2**32 - 1)
+        answer_head(1, 0, "", NO_METADATA, 2**32 - 1)
 
 
 def test_repr_tells_what_is_pending() -> None:
