@@ -36,7 +36,7 @@ shared/native.json: setup.py $(NATIVE)
 	@touch $@
 
 plain:
-	rm -f shared/native.json *__mypyc.*.so $(NATIVE:.py=.*.so)
+	rm -f shared/native.json *__mypyc.*.so $(wildcard $(addsuffix /*.so,$(CODE)))
 
 up: setup
 	$(BIN)/python -m cli.up

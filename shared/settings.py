@@ -865,7 +865,8 @@ class Settings:
         metadata=env(
             "INFERFLOW_MAX_MATRIX_BYTES",
             _size(64 * KIB, 64 * GIB),
-            "Largest matrix of one request. Above: RESOURCE_EXHAUSTED. At most INFERFLOW_MATRIX_BYTES.",
+            "Largest matrix of one request, its body included. Above: RESOURCE_EXHAUSTED. "
+            "At most INFERFLOW_MATRIX_BYTES.",
         ),
     )
     tls: TlsSettings = field(default_factory=TlsSettings)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 CONFIGS = {"shop": config()}
 REQUEST_BYTES = 256 << 10
-MATRIX_BYTES = 128 << 10
+MATRIX_BYTES = 320 << 10
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_body_over_the_limit(pod: Pod, more: int) -> None:
 def test_a_body_at_the_limit_is_looked_at(pod: Pod) -> None:
     with failing() as caught:
         pod.call(POINT, bytes(REQUEST_BYTES))
-    assert caught.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.code is grpc.StatusCode.INVALID_ARGUMENT, caught.message
     assert f"the body of {REQUEST_BYTES} bytes is no PointWiseRequest" in caught.message
 
 
@@ -63,7 +63,7 @@ def test_a_small_body_that_unpacks_to_a_large_one(pod: Pod) -> None:
 
 
 def test_a_matrix_over_the_limit(pod: Pod) -> None:
-    message = refusal(pod, score("shop", map(str, range(10_000))))
+    message = refusal(pod, score("shop", map(str, range(25_000))))
     said = re.search(r"needs (\d+) bytes, the limit is (\d+) \(INFERFLOW_MAX_MATRIX_BYTES\)", message)
     assert said, message
     assert int(said[1]) > int(said[2]) == MATRIX_BYTES
