@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from shared.frames import Answer, FrameError, FrameReader, Hello, State
+from shared.frames import Answer, FrameError, FrameReader, FrameWriter, Hello, State
 
 __all__ = ["LinkOwner", "WorkerLink"]
 
@@ -17,9 +17,6 @@ MAX_ANSWER_BYTES = 256 << 20
 
 STALL_SECONDS = 10.0
 """A worker that takes no byte for so long, although there are some for it, hangs."""
-
-JOIN_BELOW = 32 << 10
-"""Bytes of a body that are cheaper to copy than to hand over apart from their head."""
 
 
 class LinkOwner(Protocol):
@@ -50,7 +47,8 @@ class WorkerLink(asyncio.Protocol):
         self._max_unsent = max_unsent_bytes
         self._reader = FrameReader[Hello | State | Answer]((Hello, State, Answer), MAX_ANSWER_BYTES)
         self._transport: asyncio.Transport | None = None
-        self._given = 0  # bytes handed to the transport
+        self._writer: FrameWriter | None = None
+        self._given = 0  # bytes handed to the writer
         self._taken = 0  # those of them that the worker had taken at the last look
         self._progress_at = 0.0
         self._reason = "connection closed"
@@ -62,7 +60,7 @@ class WorkerLink(asyncio.Protocol):
     @property
     def unsent(self) -> int:
         """Bytes that the worker has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._writer.unsent if self._writer is not None else 0
 
     def _is_over(self) -> bool:
         return self._transport is None
@@ -70,21 +68,17 @@ class WorkerLink(asyncio.Protocol):
     # Out
 
     def write(self, head: bytes, body: bytes = b"") -> None:
-        """Send these bytes. The transport does so at the end of the loop's turn, all of a turn together."""
-        transport = self._transport
-        if transport is None:
-            return
-        self._given += len(head) + len(body)
-        if len(body) < JOIN_BELOW:
-            transport.write(head + body)
-        else:
-            transport.writelines((head, body))
+        """Send these bytes at the end of the loop's turn, all of a turn together."""
+        writer = self._writer
+        if writer is not None:
+            self._given += len(head) + len(body)
+            writer.write(head, body)
 
     def check_stall(self, now: float) -> None:
         """End the link when the worker has taken nothing for STALL_SECONDS. To be called about once a second."""
-        if self._transport is None:
+        if self._writer is None:
             return
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._writer.unsent
         taken = self._given - unsent
         if not unsent or taken != self._taken:
             self._taken, self._progress_at = taken, now
@@ -94,6 +88,9 @@ class WorkerLink(asyncio.Protocol):
     def end(self, reason: str) -> None:
         """Cut the connection. The owner is told at once."""
         transport, self._transport = self._transport, None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.drop()
         if transport is not None:
             self._reason = reason
             transport.abort()
@@ -108,6 +105,7 @@ class WorkerLink(asyncio.Protocol):
         # A burst of large bodies may well be above any small limit for an instant; the limit here is only
         # for what must not be kept at all. A worker that hangs is found by `check_stall`.
         self._transport.set_write_buffer_limits(high=self._max_unsent)
+        self._writer = FrameWriter(self._loop, self._transport)
 
     def pause_writing(self) -> None:
         # In a turn of its own: this is called within `write`, whose caller is in the middle of something.
@@ -141,6 +139,6 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is not None:
-            self._transport = None
+            self._transport = self._writer = None
             self._reason = f"connection lost: {error}" if error else "connection closed"
             self._owner.worker_gone(self, self._reason)

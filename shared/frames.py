@@ -9,6 +9,7 @@ frame that contradicts itself raises FrameError, after which the connection is o
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable, Iterable
 from struct import Struct
@@ -17,6 +18,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 import orjson
 
 __all__ = [
+    "JOIN_BELOW",
     "MAX_TEXT_BYTES",
     "NO_METADATA",
     "Activate",
@@ -27,6 +29,7 @@ __all__ = [
     "Frame",
     "FrameError",
     "FrameReader",
+    "FrameWriter",
     "HandOver",
     "Hello",
     "Kind",
@@ -117,6 +120,7 @@ _HAND_OVER = Struct("<IIQQQIII")
 _WHOLE_HAND_OVER = Struct("<IBIIQQQIII")
 _RELEASE = Struct("<IQ")
 _LENGTH_BYTES: Final = 4
+JOIN_BELOW: Final = 256 << 10  # bytes that are cheaper to copy into one piece than to write in several
 _REQUEST_BYTES: Final = 27  # _REQUEST.size and _ANSWER.size, where the compiler can see them
 _ANSWER_BYTES: Final = 11
 
@@ -508,6 +512,57 @@ def _text(text: str) -> bytes:
 
 
 NO_METADATA = encode_metadata(())
+
+
+class FrameWriter:
+    """Collects what one turn of the loop sends over a connection: it leaves together. Belongs to the loop's thread.
+
+    uvloop's transports collect nothing: each of their writes is a system call, which also wakes the peer.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport) -> None:
+        self._loop = loop
+        self._transport: asyncio.WriteTransport | None = transport
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"<FrameWriter: {self.unsent} bytes unsent>"
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has not taken."""
+        transport = self._transport
+        return self._size + (transport.get_write_buffer_size() if transport is not None else 0)
+
+    def write(self, head: bytes, body: bytes = b"") -> None:
+        """Sends these bytes at the end of the turn; none after `drop`."""
+        if self._transport is None:
+            return
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(head)
+        self._size += len(head)
+        if body:
+            self._parts.append(body)
+            self._size += len(body)
+
+    def flush(self) -> None:
+        """Sends what has been collected, now."""
+        parts, size = self._parts, self._size
+        if not parts or self._transport is None:
+            return
+        self._parts, self._size = [], 0
+        if size < JOIN_BELOW:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
+
+    def drop(self) -> None:
+        """Forgets the transport and what has been collected: the connection is over."""
+        self._transport = None
+        self._parts = []
+        self._size = 0
 
 
 # ---------------------------------------------------------------- reading

@@ -19,6 +19,7 @@ from shared.frames import (
     Cancel,
     FrameError,
     FrameReader,
+    FrameWriter,
     Hello,
     OneField,
     Readiness,
@@ -37,7 +38,6 @@ REQUEST_ID = OneField(b"inferflow-request-id")  # trailing metadata of every ans
 LOOK_SECONDS = 0.5
 FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
 MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
-JOIN_BELOW = 32 << 10  # bytes of a body that are cheaper to copy than to hand over apart from their head
 
 _NONE = -1  # no request has this id
 
@@ -75,6 +75,7 @@ class DoorLink(asyncio.Protocol):
         self._tickets: dict[int, Ticket] = {}
         self._at_once = _NONE  # a request that was answered while it was handed over
         self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
 
     @property
     def in_flight(self) -> int:
@@ -83,7 +84,8 @@ class DoorLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport.set_write_buffer_limits(high=MAX_UNSENT)
-        self._transport.write(self._doors.hello.encode())
+        self._writer = FrameWriter(self._doors.loop, self._transport)
+        self._writer.write(self._doors.hello.encode())
         self.send_state(self._doors.state)
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +104,9 @@ class DoorLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._writer is not None:
+            self._writer.drop()
+            self._writer = None
         tickets, self._tickets = self._tickets, {}
         for ticket in tickets.values():
             ticket.cancel()
@@ -112,8 +117,8 @@ class DoorLink(asyncio.Protocol):
         self.close()
 
     def send_state(self, state: State) -> None:
-        if self._transport is not None:
-            self._transport.write(state.encode())
+        if self._writer is not None:
+            self._writer.write(state.encode())
 
     def close(self) -> None:
         if self._transport is not None:
@@ -121,7 +126,8 @@ class DoorLink(asyncio.Protocol):
 
     def finish(self) -> None:
         """Closes when all is sent."""
-        if self._transport is not None:
+        if self._transport is not None and self._writer is not None:
+            self._writer.flush()
             self._transport.close()
 
     def _start(self, request: Request) -> None:
@@ -141,16 +147,13 @@ class DoorLink(asyncio.Protocol):
     def _answer(self, request_id: int, outcome: Answered) -> None:
         if self._tickets.pop(request_id, None) is None:
             self._at_once = request_id  # before there is a ticket
-        transport = self._transport
-        if transport is not None:
-            # The transport sends at the end of the loop's turn: answers of one turn leave together.
-            body = outcome.body
+        writer = self._writer
+        if writer is not None:
             trailing = REQUEST_ID.encode(outcome.request_id)
-            head = answer_head(request_id, int(outcome.status), outcome.message, trailing, len(body))
-            if len(body) < JOIN_BELOW:
-                transport.write(head + body)
-            else:
-                transport.writelines((head, body))
+            body = outcome.body
+            writer.write(
+                answer_head(request_id, int(outcome.status), outcome.message, trailing, len(body)), body
+            )
         self._doors.answered()
 
     def __repr__(self) -> str:

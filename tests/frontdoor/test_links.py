@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from frontdoor.links import JOIN_BELOW, STALL_SECONDS, WorkerLink
-from shared.frames import Answer, Cancel, Hello, Readiness, State
+from frontdoor.links import STALL_SECONDS, WorkerLink
+from shared.frames import JOIN_BELOW, Answer, Cancel, Hello, Readiness, State
 
 LIMIT = 1000
 HELLO = Hello(3, 77, 5)
@@ -107,14 +107,22 @@ def test_frames_are_told_in_order(bench: Bench) -> None:
     assert bench.link.name == "worker 3 (process 77)"
 
 
-def test_heads_and_bodies_leave_together_and_large_bodies_are_not_copied(bench: Bench) -> None:
+def test_what_a_turn_writes_leaves_in_one_piece(bench: Bench) -> None:
     bench.link.write(b"head", b"body")
     bench.link.write(b"more")
-    assert bench.transport.writes == [b"headbody", b"more"]
+    assert (bench.transport.writes, bench.link.unsent) == ([], 12)
+    bench.loop.turn()
+    assert (bench.transport.writes, bench.link.unsent) == ([b"headbodymore"], 12)
+    bench.loop.turn()
+    assert bench.transport.writes == [b"headbodymore"]
+
+
+def test_large_bodies_are_not_copied(bench: Bench) -> None:
     large = bytes(JOIN_BELOW)
     bench.link.write(b"head", large)
-    assert bench.transport.writes[2] == b"head"
-    assert bench.transport.writes[3] is large
+    bench.loop.turn()
+    assert bench.transport.writes == [b"head", large]
+    assert bench.transport.writes[1] is large
 
 
 @pytest.mark.parametrize(
@@ -143,8 +151,10 @@ def test_a_lost_connection_is_told_once(bench: Bench) -> None:
 
 def test_nothing_is_written_or_told_after_the_end(bench: Bench) -> None:
     bench.link.data_received(HELLO.encode())
+    bench.link.write(b"sooner")
     bench.link.end("enough")
     bench.link.write(b"later")
+    bench.loop.turn()
     bench.link.data_received(ANSWER.encode())
     bench.link.end("twice")
     assert bench.transport.writes == []
@@ -177,6 +187,7 @@ class TestStall:
 
     def test_one_that_takes_a_little_is_not(self, bench: Bench) -> None:
         bench.link.write(b"x" * 50)
+        bench.loop.turn()
         for second in range(40):
             bench.transport.buffered -= 1
             bench.link.check_stall(100.0 + second)
