@@ -1,7 +1,7 @@
 """One HTTP/2 connection over an asyncio transport: what servers and clients have in common.
 
 Owns the codec and the transport. Bytes go in, events go to `_dispatch` of the subclass; what the subclass
-queues in the codec goes out once per loop turn. Also here: back-pressure, liveness, the ways to end.
+queues in the codec goes out once per loop turn, at its end. Also here: back-pressure, liveness, the ways to end.
 All methods belong to the loop's thread.
 
 Rules it keeps:
@@ -132,15 +132,14 @@ class Http2Connection(asyncio.Protocol):
                 self._feed(view[start : start + self._feed_bytes])
                 if self.closed:
                     return
-        if not self.closed and self._may_send():
+        if not (self._dirty or self.closed) and self._may_send():
             self.flush()
 
     def _may_send(self) -> bool:
         """Whether a flush may do anything. Nearly always it may not, and to ask costs a fifth of a vain flush."""
         codec = self.codec
         return (
-            self._dirty
-            or codec.want_write  # the codec has acknowledgements and window updates of its own
+            codec.want_write  # the codec has acknowledgements and window updates of its own
             or not codec.want_read  # it has finished, and says so at the next flush
             or self._body_taken != self._body_bytes  # what was queued may have been dropped with its stream
         )
