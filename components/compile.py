@@ -210,8 +210,20 @@ class _Compiler:
                 if name in key_columns
             ),
             caching=self._caching(fetch, head),
+            shares_keys=self._shares_keys(fetch),
             reference=self.bounds.reference_codecs,
         )
+
+    def _shares_keys(self, fetch: FeatureComponent) -> bool:
+        """Whether other components have the same keys, in columns that are the same for all of them.
+
+        A column that a component writes is another one before that than after it.
+        """
+        columns = [key.col for key in fetch.fs_keys]
+        written = {other.component_id for other in self.fetches if other.composite_id}
+        written.update(feature.name for asked in self.fetched.values() for feature in asked)
+        alike = sum([key.col for key in other.fs_keys] == columns for other in self.fetches)
+        return alike > 1 and written.isdisjoint(columns)
 
     def _caching(self, fetch: FeatureComponent, head: bytes) -> CacheRule | None:
         parts = self.config.component_config

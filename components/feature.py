@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -62,13 +63,13 @@ class Feature:
     layout: FetchedLayout
     derived: tuple[DerivedKey, ...]
     caching: CacheRule | None
+    shares_keys: bool  # other components have the same ones
     reference: bool  # use the reference codecs
 
     def run(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix
         caching = self.caching
-        batch = None if caching is not None else self.batch_size
-        keys = distinct_keys(matrix, self.keys, batch, reference=self.reference)
+        keys = self._keys(scoring)
         if keys.gaps:
             self._mark_gaps(scoring, keys)
         if self.composite is not None:
@@ -98,6 +99,19 @@ class Feature:
 
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause, kind="INTERNAL")
+
+    def _keys(self, scoring: Scoring) -> Keys:
+        """The distinct keys of the rows: found, and encoded, once for all components that have the same ones."""
+        batch = None if self.caching is not None else self.batch_size
+        if not self.shares_keys:
+            return distinct_keys(scoring.matrix, self.keys, batch, reference=self.reference)
+        name = self.keys, batch
+        known = scoring.shared.get(name)
+        if known is not None:
+            return cast("Keys", known)
+        found = distinct_keys(scoring.matrix, self.keys, batch, reference=self.reference)
+        scoring.shared[name] = found
+        return found
 
     def _read(
         self, scoring: Scoring, keys: Keys, lines: Lines, batches: Sequence[Rows], replies: Sequence[Reply]

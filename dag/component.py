@@ -117,16 +117,18 @@ class Slates:
 class Scoring:
     """One request's data while its DAG runs: the matrix, the slates if it has any, and what went wrong.
 
-    `routes`: model component → the endpoint that this request's calls go to.
+    `routes`: model component → the endpoint that this request's calls go to. `shared`: what one component has found
+    out and others need as well, by what it depends on; two that run at once may both find it out.
     """
 
-    __slots__ = ("failures", "matrix", "routes", "slates")
+    __slots__ = ("failures", "matrix", "routes", "shared", "slates")
 
     def __init__(self, matrix: ShmMatrix, slates: Slates | None = None) -> None:
         self.matrix = matrix
         self.slates = slates
         self.failures: list[Failure] = []
         self.routes: dict[str, str] = {}
+        self.shared: dict[object, object] = {}
 
     def fail(
         self,

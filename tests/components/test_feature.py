@@ -317,6 +317,57 @@ def test_typed_request_features_are_keys_by_their_text(reference: bool) -> None:
         assert got.text("user_catalog") == [b"42|7", b"42|8", b"42|7"]
 
 
+# ---------------------------------------------------------------- shared keys
+
+
+def other(name: str, **changes: Any) -> dict[str, Any]:
+    """A component that fetches `<name>:real:stock` by `catalog_id`, as `fetch` does."""
+    request = groups(("real", "FP32", ["stock"]), label=name)
+    return fetch(component=name, fs_request=request, **changes)
+
+
+def test_components_with_the_same_keys_ask_alike(reference: bool) -> None:
+    plan = compiled(config_of(features=[fetch(), other("stock")]), onfs_batch=2, reference_codecs=reference)
+    store = Store(number)
+    keys = [b"a", b"b", b"", b"c", b"b"]
+    with matrix_pool() as slot:
+        got = Fetched(plan, slot, 5, {"catalog_id": keys}, store)
+        run(plan.components[1], got.scoring, store)
+        assert len(got.scoring.shared) == 1
+        assert store.asked == 2 * [[("a",), ("b",)], [("c",)]]
+        assert [query.entity_label for query in store.queries] == ["catalog", "catalog", "stock", "stock"]
+        for name, column in (("catalog", PRICE), ("stock", "stock:real:stock")):
+            group_feature = column.split(":")[1:]
+            assert got.raw(column) == [key and number(name, [key.decode()], *group_feature) for key in keys]
+        assert [name for name, _, rows in got.failures if rows == [2]] == ["catalog", "stock"]
+
+
+def test_a_cached_component_and_another_one_with_its_keys(reference: bool) -> None:
+    features = [fetch(), other("stock", comp_cache_enabled=True), other("more", comp_cache_enabled=True)]
+    cache = FeatureCache(cache_segment(SMALLEST))
+    plan = compiled(config_of(features=features, cache_enabled=True), cache=cache, reference_codecs=reference)
+    store = Store(number)
+    with matrix_pool() as slot:
+        got = Fetched(plan, slot, 2, {"catalog_id": [b"a", b"b"]}, store)
+        for component in plan.components[1:]:
+            run(component, got.scoring, store)
+        assert store.asked == 3 * [[("a",), ("b",)]]
+        assert got.raw("more:real:stock") == [number("more", [key], "real", "stock") for key in "ab"]
+
+
+def test_a_column_that_a_component_writes_is_not_the_same_for_all() -> None:
+    by_title = {"fs_keys": [{"schema": "title", "col": "catalog:text:title"}]}
+    titles = fetch(fs_request=groups(("text", "String", ["title"])))
+    plan = compiled(config_of(features=[other("before", **by_title), titles, other("after", **by_title)]))
+    store = Store(lambda entity, key, *_: f"title of {key[0]}".encode() if entity == "catalog" else b"1234")
+    with matrix_pool() as slot:
+        columns = {"catalog_id": [b"a", b"b"], "catalog:text:title": [b"mine", b""]}
+        got = Fetched(plan, slot, 2, columns, store)
+        for component in plan.components[1:]:
+            run(component, got.scoring, store)
+        assert store.asked == [[("mine",)], [("a",), ("b",)], [("mine",), ("title of b",)]]
+
+
 # ---------------------------------------------------------------- derived keys
 
 DERIVE = fetch(fs_request=groups(("text", "String", ["brand"]), ("real", "INT64", ["shop"])))
