@@ -92,7 +92,7 @@ class Feature:
             replies = yield [Call(endpoint, (head, entries), timeout, len(batch)) for batch, entries in asked]
             self._read(scoring, keys, lines, [batch for batch, _ in asked], replies)
             if caching is not None and found is not None:
-                lines.remember(caching.cache, caching.key, found, wanted)
+                lines.remember(caching.cache, caching.key, found)
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:
             self._derive(matrix, derived)

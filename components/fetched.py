@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from components import kernels
+from components.kernels import read_result
 from components.onfs_wire import decode_rows
 from components.wire import WireError
 from dag.component import Reply
 from dag.layout import BlockSpec
-from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, LinePieces, Places
+from shared.cache_kernels import line_plan
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
 from shared.shm_matrix import ABSENT, EMPTY, VALUE, Bytes, CellBlock, Rows, ShmMatrix, Slot, VarBlock
 
 __all__ = ["FetchedBlock", "FetchedLayout", "Lines"]
 
 SHAPES_KEPT = 1024  # numbers of lines whose shape is kept: 40 bytes a feature each
-NO_STARTS = np.empty((0, 0), np.int64)
-NO_SIZES = np.empty((0, 0), np.int32)
-NO_HEAP = np.empty(0, np.uint8)
+NO_HEAP: Final[Bytes] = np.empty(0, np.uint8)
 START_BYTES, SIZE_BYTES = 8, 4  # of where a variable value starts in its heap, and of how long it is
 
 
@@ -103,7 +104,7 @@ class BlockPlace:
 class LinesShape:
     """Where everything lies in the memory of so many lines, in bytes from its begin, and the tables for kernels."""
 
-    __slots__ = ("count", "fixed", "places", "size", "sizes_at", "table", "variable")
+    __slots__ = ("cached", "count", "fixed", "size", "sizes_at", "table", "variable")
 
     def __init__(self, layout: FetchedLayout, lines: int) -> None:
         values = 0 if layout.variable is None else len(layout.variable.asked)
@@ -136,11 +137,12 @@ class LinesShape:
         pieces = [(place.cells_at, place.width * place.columns) for place in self.fixed]
         pieces += [(place.states_at, place.columns) for place in places]
         first_at, first_stride = self.table[0, [kernels.STATES, kernels.STATE_STRIDE]].tolist()
-        self.places = LinePieces(
-            np.array([(start, size, size) for start, size in pieces], np.int64).reshape(-1, 3),
+        self.cached = line_plan(
+            [(start, size, size) for start, size in pieces],
             len(self.fixed),
-            first_at,
-            first_stride,
+            (first_at, first_stride),
+            values,
+            sizes_at=self.sizes_at,
         )
 
     def _run(self, place: BlockPlace, column: int, count: int) -> tuple[int, ...]:
@@ -162,6 +164,7 @@ class Lines:
     __slots__ = (
         "_at",
         "_blocks",
+        "_first_values",
         "_heap",
         "_layout",
         "_shape",
@@ -191,6 +194,7 @@ class Lines:
             )
         self._values: Bytes = NO_HEAP
         self._values_from = self._values_at = 0
+        self._first_values = 0  # lines that were read and have a value of the first feature
 
     def expect_answers(self, slot: Slot, replies: Sequence[Reply]) -> None:
         """Makes room for the variable values of these answers."""
@@ -219,15 +223,18 @@ class Lines:
         if not reference:
             head = self._layout.head
             begin = len(head) if body.startswith(head) else 0
-            at = kernels.read_result(
+            told: tuple[int, int] = read_result(
                 body, begin, lines, self._shape.table, self._heap, self._at, self._values, self._values_at
             )
+            at, first_values = told
             if at >= 0:
                 self._values_at = at
+                self._first_values += first_values
                 if not begin:
                     self._layout.head = body[: kernels.rows_begin(body)]
                 return
         self._read_reference(body, lines)
+        self._first_values += len(lines)
 
     def forget(self, lines: Rows) -> None:
         """These lines (int32 [n]) stay without values: whatever was begun there is taken back."""
@@ -262,24 +269,20 @@ class Lines:
         """Writes the lines of the keys that the cache has; what it returns is what `remember` wants."""
         found = cache.look_up(key, keys, self._cached())
         while found.hits < 0:
-            self.expect(slot, -1 - found.hits)
+            self.expect(slot, found.end)
             found = cache.look_up(key, keys, self._cached())
-        if found.hits and self._var is not None:
-            self._values_at += int(self._var.sizes[found.table[:, 2] != 0].sum())
+        self._values_at = found.end
         return found
 
-    def remember(self, cache: FeatureCache, key: CacheKey, found: Found, lines: Rows) -> None:
-        """Caches lines (int32 [n]) that were read. Only those whose first feature has a value are kept, and
-        none with an ODD cell.
+    def remember(self, cache: FeatureCache, key: CacheKey, found: Found) -> None:
+        """Caches the lines that were missing, now that they were read. Only those whose first feature has a value
+        are kept, and none with an ODD cell.
         """
-        cache.insert(key, found, lines, self._cached())
+        if self._first_values:
+            cache.insert(key, found, self._cached())
 
     def _cached(self) -> CachedLines:
-        var = self._var
-        starts, sizes = (NO_STARTS, NO_SIZES) if var is None else (var.starts, var.sizes)
-        return CachedLines(
-            self._shape.places, self._heap, self._at, starts, sizes, self._values, self._values_at
-        )
+        return CachedLines(self._shape.cached, self._heap, self._at, self._values, self._values_at)
 
     def hand_over(self, matrix: ShmMatrix, index: Rows) -> None:
         """Puts the blocks into the matrix; row r shows line index[r] (−1: none)."""

@@ -30,7 +30,7 @@ __all__ = [
     "ask_keys",
     "distinct_keys",
     "encode_batches",
-    "encode_keys",
+    "key_work",
     "read_result",
     "rows_begin",
 ]
@@ -48,6 +48,7 @@ I32_2 = types.Array(types.int32, 2, "C", readonly=True)
 I64_2 = types.Array(types.int64, 2, "C", readonly=True)
 U8_2 = types.Array(types.uint8, 2, "C", readonly=True)
 INT = types.int64
+PAIR = types.UniTuple(INT, 2)
 BODY = types.Bytes(types.uint8, 1, "C")  # a bytes object as it is: half of what an array made of it costs
 
 ZERO, ONE, TWO, THREE, FOUR, FIVE, EIGHT = (np.uint64(number) for number in (0, 1, 2, 3, 4, 5, 8))
@@ -209,147 +210,157 @@ def _copy(source, start, size, out, at):
 # --- keys
 
 
-@_kernel(INT(U8, I64_2, I32_2, I32_OUT, I32_OUT, I32_OUT))
-def distinct_keys(heap: Any, starts: Any, sizes: Any, table: Any, index: Any, firsts: Any) -> int:
-    """Finds the distinct keys of the rows, in order of their first row; returns how many there are.
+def key_work(rows: int) -> int:
+    """How many int32 `distinct_keys` and those after it need as `work` for so many rows.
 
-    starts, sizes [parts, rows]: the parts of each row's key in `heap`. `table` is scratch, a power of two of at
-    least 2 × rows. index [rows]: the number of the row's key, −1 when a part is empty. firsts [rows]: by key,
-    its first row.
+    First the places of the keys: by key, its first row; then the number of each row's key, −1 when a part of it is
+    empty; then a hash table, a power of two of at least 2 × rows. When the keys are found, the table is free: there
+    stands how many rows have no key and, of queries, where each batch ends.
     """
-    parts, rows = starts.shape
-    if index.shape[0] < rows or firsts.shape[0] < rows or table.shape[0] < 2 * rows:
-        return NO_ROOM
-    mask = table.shape[0] - 1
-    table[:] = -1
-    count = 0
+    return 2 * rows + (1 << max(2 * rows - 1, 1).bit_length())
+
+
+@_callee
+def _find_keys(heap, starts, sizes, parts, rows, work):
+    """See distinct_keys."""
+    places = work.shape[0] - 2 * rows
+    if places < 2 * rows or places < 2 or places & (places - 1) != 0 or starts.shape[0] < parts * rows:
+        return np.int64(NO_ROOM)
+    mask = places - 1
+    table = 2 * rows
+    work[table:] = -1
+    count = np.int64(0)
+    gaps = np.int32(0)
     for row in range(rows):
         hashed = np.uint64(0xCBF29CE484222325)  # FNV-1a
         whole = True
         for part in range(parts):
-            start = starts[part, row]
-            size = sizes[part, row]
+            start = starts[part * rows + row]
+            size = np.int64(sizes[part * rows + row])
             if start < 0 or size < 0 or start + size > heap.shape[0]:
-                return MALFORMED
+                return np.int64(MALFORMED)
             if size == 0:
                 whole = False
-            for i in range(start, start + size):
+            for i in range(np.uint64(start), np.uint64(start + size)):
                 hashed = (hashed ^ np.uint64(heap[i])) * np.uint64(0x100000001B3)
             hashed = (hashed ^ np.uint64(0x1FF)) * np.uint64(0x100000001B3)
         if not whole:
-            index[row] = -1
+            work[rows + row] = -1
+            gaps += np.int32(1)
             continue
         place = np.int64((hashed ^ (hashed >> np.uint64(32))) & np.uint64(mask))
         while True:
-            key = table[place]
+            key = np.int64(work[table + place])
             if key < 0:
-                table[place] = count
-                firsts[count] = row
-                index[row] = count
+                key = count
+                work[table + place] = count
+                work[count] = row
                 count += 1
                 break
-            other = firsts[key]
-            same = True
-            for part in range(parts):
-                size = sizes[part, row]
-                if sizes[part, other] != size:
-                    same = False
-                    break
-                a = starts[part, row]
-                b = starts[part, other]
-                for i in range(size):
-                    if heap[a + i] != heap[b + i]:
-                        same = False
-                        break
-                if not same:
-                    break
-            if same:
-                index[row] = key
+            if _same_key(heap, starts, sizes, parts, rows, row, np.int64(work[key])):
                 break
             place = (place + 1) & mask
+        work[rows + row] = key
+    work[table] = gaps
     return count
 
 
-@_kernel(INT(U8, I64_2, I32_2, I32, INT, INT, U8_OUT))
-def encode_keys(heap: Any, starts: Any, sizes: Any, firsts: Any, begin: Any, end: Any, out: Any) -> int:
-    """Writes Query.keys (field 4, Keys{1 cols}) of keys begin … end − 1; returns the bytes written.
+@_merged
+def _same_key(heap, starts, sizes, parts, rows, row, other):
+    """Whether two rows have the same key."""
+    for part in range(0, parts * rows, rows):
+        size = sizes[part + row]
+        if sizes[part + other] != size:
+            return False
+        a = np.uint64(starts[part + row])
+        b = np.uint64(starts[part + other])
+        for i in range(np.uint64(size)):
+            if heap[a + i] != heap[b + i]:
+                return False
+    return True
 
-    Arguments as in `distinct_keys`. Reference: onfs_wire.encode_keys. UNUSUAL: a part that is not ASCII.
+
+@_kernel(INT(U8, I64, I32, INT, INT, I32_OUT))
+def distinct_keys(heap: Any, starts: Any, sizes: Any, parts: Any, rows: Any, work: Any) -> int:
+    """Finds the distinct keys of the rows, in order of their first row; returns how many there are.
+
+    starts, sizes [parts × rows]: the parts of each row's key in `heap`, part after part. `work` gets what
+    `key_work` says and has its size.
     """
-    parts = starts.shape[0]
-    at = 0
-    for key in range(begin, end):
-        row = firsts[key]
-        size = 0
-        for part in range(parts):
-            size += 1 + _varint_bytes(sizes[part, row]) + sizes[part, row]
-        if at + 11 + size > out.shape[0]:
-            return NO_ROOM
-        out[at] = 0x22
-        at = _put_varint(out, at + 1, size)
-        for part in range(parts):
-            length = sizes[part, row]
-            start = starts[part, row]
-            out[at] = 0x0A
-            at = _put_varint(out, at + 1, length)
-            for i in range(length):
-                byte = heap[start + i]
-                if byte >= 0x80:
-                    return UNUSUAL
-                out[at + i] = byte
-            at += length
+    return _find_keys(heap, starts, sizes, parts, rows, work)
+
+
+@_callee
+def _put_key(heap, starts, sizes, parts, rows, row, out, at):
+    """Writes the entry of a query for the key of this row; the place after it, or a negative code."""
+    size = np.int64(0)
+    for part in range(row, parts * rows, rows):
+        length = np.int64(sizes[part])
+        size += 1 + _varint_bytes(length) + length
+    if at + 11 + size > out.shape[0]:
+        return np.int64(NO_ROOM)
+    out[at] = 0x22
+    at = _put_varint(out, at + 1, size)
+    high = np.uint8(0)
+    for part in range(row, parts * rows, rows):
+        length = np.int64(sizes[part])
+        out[at] = 0x0A
+        at = _put_varint(out, at + 1, length)
+        start, place = np.uint64(starts[part]), np.uint64(at)
+        for i in range(np.uint64(length)):
+            byte = heap[start + i]
+            high |= byte
+            out[place + i] = byte
+        at += length
+    return at if high < 0x80 else np.int64(UNUSUAL)
+
+
+@_callee
+def _put_batches(heap, starts, sizes, parts, rows, work, wanted, count, batch, out):
+    """See encode_batches."""
+    at = np.int64(0)
+    ends = 2 * rows + 1
+    for number in range(count):
+        key = np.int64(wanted[number]) if wanted.shape[0] else number
+        at = _put_key(heap, starts, sizes, parts, rows, np.int64(work[key]), out, at)
+        if at < 0:
+            return at
+        if (number + 1) % batch == 0 or number + 1 == count:
+            work[ends] = at
+            ends += 1
     return at
 
 
-@_kernel(INT(U8, I64_2, I32_2, I32, INT, U8_OUT, types.int64[::1]))
-def encode_batches(heap: Any, starts: Any, sizes: Any, firsts: Any, batch: Any, out: Any, ends: Any) -> int:
-    """`encode_keys` of all keys in `firsts`, in batches of `batch` keys; returns how many batches there are.
-
-    ends[i]: where batch i ends in `out`.
-    """
-    at = 0
-    number = 0
-    for begin in range(0, firsts.shape[0], batch):
-        end = min(begin + batch, firsts.shape[0])
-        size = encode_keys(heap, starts, sizes, firsts, begin, end, out[at:])
-        if size < 0:
-            return size
-        if number >= ends.shape[0]:
-            return NO_ROOM
-        at += size
-        ends[number] = at
-        number += 1
-    return number
-
-
-@_kernel(INT(U8, I64_2, I32_2, INT, I32_OUT, I32_OUT, I32_OUT, U8_OUT, types.int64[::1]))
-def ask_keys(
+@_kernel(INT(U8, I64, I32, INT, INT, I32_OUT, I32, INT, U8_OUT))
+def encode_batches(
     heap: Any,
     starts: Any,
     sizes: Any,
+    parts: Any,
+    rows: Any,
+    work: Any,
+    wanted: Any,
     batch: Any,
-    table: Any,
-    index: Any,
-    firsts: Any,
     out: Any,
-    ends: Any,
 ) -> int:
-    """`distinct_keys`, then `encode_keys` of all of them in batches of `batch` keys; returns how many there are.
+    """Writes Query.keys (field 4, Keys{1 cols}) of the `wanted` keys, in batches of `batch`; returns the bytes.
 
-    ends[i]: where batch i ends in `out`; ends[-1]: how many rows have no key.
+    All else as `distinct_keys` took and left it. Where each batch ends in `out` is written behind the rows without
+    a key, see `key_work`. Reference: onfs_wire.encode_keys. UNUSUAL: a part that is not ASCII.
     """
-    count = distinct_keys(heap, starts, sizes, table, index, firsts)
+    return _put_batches(heap, starts, sizes, parts, rows, work, wanted, wanted.shape[0], batch, out)
+
+
+@_kernel(INT(U8, I64, I32, INT, INT, I32_OUT, INT, U8_OUT))
+def ask_keys(
+    heap: Any, starts: Any, sizes: Any, parts: Any, rows: Any, work: Any, batch: Any, out: Any
+) -> int:
+    """`distinct_keys`, then `encode_batches` of all of them; returns how many there are."""
+    count = _find_keys(heap, starts, sizes, parts, rows, work)
     if count < 0:
         return count
-    gaps = 0
-    for row in range(starts.shape[1]):
-        if index[row] < 0:
-            gaps += 1
-    batches = encode_batches(heap, starts, sizes, firsts[:count], batch, out, ends[:-1])
-    if batches < 0:
-        return batches
-    ends[-1] = gaps
-    return count
+    size = _put_batches(heap, starts, sizes, parts, rows, work, work[:0], count, batch, out)
+    return size if size < 0 else count
 
 
 # --- feature rows
@@ -513,10 +524,10 @@ def rows_begin(body: Any) -> int:
     return at
 
 
-@_kernel(INT(BODY, INT, I32, I64_2, U8_OUT, INT, U8_OUT, INT))
+@_kernel(PAIR(BODY, INT, I32, I64_2, U8_OUT, INT, U8_OUT, INT))
 def read_result(
     body: Any, begin: Any, lines: Any, table: Any, heap: Any, base: Any, values: Any, values_at: Any
-) -> int:
+) -> tuple[int, int]:
     """Reads a Result (field 4 rows{2 columns}) of as many rows as `lines` has, row i into line lines[i].
 
     Reading begins at `begin`: 0, or where `rows_begin` said that the rows of a Result that began alike do.
@@ -526,32 +537,36 @@ def read_result(
     CELLS + l × STRIDE …, its size an int32 at SIZES + l × SIZE_STRIDE …. The states begin at STATES + l ×
     STATE_STRIDE. The caller vouches that all lines and places stay inside heap, that those of numbers are multiples
     of their size, and that heap's size is one of 8.
-    Returns the new values_at. UNUSUAL: other numbers of rows or values than asked for, or a value whose length does
-    not fit. Reference: onfs_wire.decode_rows and Lines._read_reference.
+    Returns the new values_at, and how many rows have a VALUE for the first feature; or a negative code, and 0.
+    UNUSUAL: other numbers of rows or values than asked for, or a value whose length does not fit. Reference:
+    onfs_wire.decode_rows and Lines._read_reference.
     """
     at = begin
     end = len(body)
     count = lines.shape[0]
     words, longs = heap.view(np.uint32), heap.view(np.int64)
-    row = 0
+    first_at, first_stride = base + table[0, STATES], table[0, STATE_STRIDE]
+    first_values = row = 0
     while at < end:
         tag, at = _tag(body, at, end)
         if at < 0:
-            return at
+            return at, 0
         if tag != 0x22:
             at = _skip_beside_rows(body, at, end, tag)
             if at < 0:
-                return at
+                return at, 0
             continue
         inner, stop = _length(body, at, end)
         if inner < 0:
-            return MALFORMED
+            return MALFORMED, 0
         at = stop
         if row >= count:
-            return UNUSUAL
+            return UNUSUAL, 0
         line = np.int64(lines[row])
         values_at = _read_row(body, inner, stop, line, table, heap, base, words, longs, values, values_at)
         if values_at < 0:
-            return values_at
+            return values_at, 0
+        if heap[first_at + line * first_stride] == VALUE:
+            first_values += 1
         row += 1
-    return values_at if row == count else UNUSUAL
+    return (values_at, first_values) if row == count else (UNUSUAL, 0)

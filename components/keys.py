@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy import empty, int32
 
-from components import kernels
 from components.columns import text_of
+from components.kernels import NO_ROOM, ask_keys, encode_batches, key_work
+from components.kernels import distinct_keys as distinct
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
 from shared.feature_cache import Places
@@ -22,6 +23,7 @@ QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
 
 _ZEROS: Rows = np.zeros(1 << 14, np.int32)
+_FIRST_ROW: Rows = np.zeros(1, np.int32)
 _ONE_PART = tuple(bytes((QUERY_KEYS, size + 2, KEYS_COLS, size)) for size in range(126))
 """What stands before a key of one part in a query, by the size of that part: while all lengths have one byte."""
 
@@ -44,33 +46,38 @@ def _numbers(count: int, size: int) -> tuple[Rows, ...]:
     return tuple(counting(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-class Keys(Protocol):
-    """The distinct keys of the rows, in order of their first row."""
+class Keys:
+    """The distinct keys of the rows, in order of their first row.
 
-    count: int
-    index: Rows
-    """int32 [rows]: the number of each row's key, −1 where a part of it is empty: such a row has no key."""
-    gaps: bool
-    """Whether some row has no key."""
+    `index` int32 [rows]: the number of each row's key, −1 where a part of it is empty: such a row has no key.
+    `gaps`: whether some row has none.
+    """
+
+    __slots__ = ("count", "gaps", "index")
+
+    def __init__(self, count: int, index: Rows, gaps: bool) -> None:
+        self.count = count
+        self.index = index
+        self.gaps = gaps
 
     def parts(self, key: int) -> tuple[bytes, ...]:
         """The parts of one key."""
-        ...
+        raise NotImplementedError
 
     def places(self) -> Places:
         """All keys, by the places of their parts."""
-        ...
+        raise NotImplementedError
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         """These keys (int32 [n]) in batches of `size`: their numbers, and the `keys` entries of a Query for them.
 
         Raises WireError for a key that is not UTF-8.
         """
-        ...
+        raise NotImplementedError
 
     def rows_without(self, part: int) -> Rows:
         """The rows whose key has no value in this part."""
-        ...
+        raise NotImplementedError
 
 
 def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int | None, *, reference: bool) -> Keys:
@@ -79,14 +86,17 @@ def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int | None, 
     `batch`: all of them will be asked for, in batches of so many; None: that is not known yet.
     """
     found = [key_texts(matrix, column) for column in columns]
-    if all(column is None or column.constant for column in found):
-        return _OneKey(matrix, found)
-    heap, starts, sizes = _gathered(matrix.rows, found)
+    for column in found:
+        if column is not None and not column.constant:
+            break
+    else:
+        return _OneKey(matrix.rows, found)
+    gathered = _gathered(matrix.rows, found)
     if not reference and batch is not None:
-        asked = _AskedKeys.ask(heap, starts, sizes, batch)
+        asked = _AskedKeys.ask(gathered, batch)
         if asked is not None:
             return asked
-    return _ListedKeys(heap, starts, sizes, reference=reference)
+    return _ListedKeys.find(gathered, reference=reference)
 
 
 def key_texts(matrix: ShmMatrix, column: int) -> TextColumn | None:
@@ -105,24 +115,28 @@ def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, byt
     return [(batch, encode_keys(keys.parts(key) for key in batch.tolist())) for batch in batches]
 
 
-class _OneKey:
+class _OneKey(Keys):
     """All rows have one key: no column of it varies."""
 
-    __slots__ = ("_columns", "_parts", "count", "gaps", "index")
+    __slots__ = ("_columns", "_parts")
 
-    def __init__(self, matrix: ShmMatrix, columns: Sequence[TextColumn | None]) -> None:
+    def __init__(self, rows: int, columns: Sequence[TextColumn | None]) -> None:
+        parts = [b"" if column is None else column.first() for column in columns]
         self._columns = columns
-        self._parts = [b"" if column is None else column.first() for column in columns]
-        self.gaps = b"" in self._parts
-        self.count = 0 if self.gaps else 1
-        self.index = np.full(matrix.rows, -1, np.int32) if self.gaps else _zeros(matrix.rows)
+        self._parts = parts
+        if b"" in parts:
+            super().__init__(0, np.full(rows, -1, np.int32), True)
+        else:
+            super().__init__(1, _zeros(rows), False)
 
     def parts(self, key: int) -> tuple[bytes, ...]:
         return tuple(self._parts)
 
     def places(self) -> Places:
-        heap, starts, sizes = _gathered(1, self._columns)
-        return Places(heap, starts, sizes, _ZEROS[: self.count])
+        gathered = _gathered(1, self._columns)
+        return Places(
+            gathered.heap, gathered.starts, gathered.sizes, gathered.parts, 1, _FIRST_ROW, self.count
+        )
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         if not len(wanted):
@@ -139,35 +153,47 @@ class _OneKey:
         return f"<_OneKey {self._parts} of {len(self.index)} rows>"
 
 
-class _ListedKeys:
-    """Distinct keys by the place of their parts in a heap."""
+class _Gathered:
+    """The key columns as one heap: starts int64, sizes int32 [parts × rows], part after part."""
 
-    __slots__ = ("_first", "_heap", "_reference", "_sizes", "_starts", "count", "gaps", "index")
+    __slots__ = ("heap", "parts", "rows", "sizes", "starts")
 
-    def __init__(self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, *, reference: bool) -> None:
-        """starts, sizes [parts, rows] of `heap`."""
-        rows = starts.shape[1]
-        self.index = index = np.empty(rows, np.int32)
-        self._first = first = np.empty(rows, np.int32)
-        if reference:
-            self.count = _distinct(heap, starts, sizes, index, first)
-        else:
-            self.count = kernels.distinct_keys(heap, starts, sizes, scratch.table(rows), index, first)
-        self.gaps = self.count < rows and bool((index < 0).any())
-        self._heap = heap
-        self._starts = starts
-        self._sizes = sizes
+    def __init__(
+        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, parts: int, rows: int
+    ) -> None:
+        self.heap = heap
+        self.starts = starts
+        self.sizes = sizes
+        self.parts = parts
+        self.rows = rows
+
+
+class _ListedKeys(Keys):
+    """Distinct keys by the place of their parts in a heap. `work` is as kernels.key_work says."""
+
+    __slots__ = ("_gathered", "_reference", "_work")
+
+    def __init__(self, gathered: _Gathered, work: Rows, count: int, *, reference: bool) -> None:
+        rows = gathered.rows
+        gaps = count < rows and bool(work[2 * rows])
+        super().__init__(count, work[rows : 2 * rows], gaps)
+        self._gathered = gathered
+        self._work = work
         self._reference = reference
 
+    @classmethod
+    def find(cls, gathered: _Gathered, *, reference: bool) -> _ListedKeys:
+        work: Rows = empty(_work_size(gathered.rows), int32)
+        find = _distinct if reference else distinct
+        count: int = find(gathered.heap, gathered.starts, gathered.sizes, gathered.parts, gathered.rows, work)
+        return cls(gathered, work, count, reference=reference)
+
     def parts(self, key: int) -> tuple[bytes, ...]:
-        row = int(self._first[key])
-        return tuple(
-            self._heap[start : start + size].tobytes()
-            for start, size in zip(self._starts[:, row].tolist(), self._sizes[:, row].tolist(), strict=True)
-        )
+        return _parts(self._gathered, int(self._work[key]))
 
     def places(self) -> Places:
-        return Places(self._heap, self._starts, self._sizes, self._first[: self.count])
+        own = self._gathered
+        return Places(own.heap, own.starts, own.sizes, own.parts, own.rows, self._work, self.count)
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         encoded = None if self._reference else self._encoded(wanted, size)
@@ -175,20 +201,34 @@ class _ListedKeys:
 
     def _encoded(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]] | None:
         """`batches` by a kernel; None when a key needs the reference: it is not ASCII."""
-        firsts = self._first[wanted]
-        ends = np.empty(len(wanted) // size + 1, np.int64)
+        count = len(wanted)
+        if not count:
+            return []
+        own, work = self._gathered, self._work
         while True:
             out = scratch.out
-            count = kernels.encode_batches(self._heap, self._starts, self._sizes, firsts, size, out, ends)
-            if count != kernels.NO_ROOM:
+            written: int = encode_batches(
+                own.heap, own.starts, own.sizes, own.parts, own.rows, work, wanted, size, out
+            )
+            if written != NO_ROOM:
                 break
             scratch.grow_out()
-        if count < 0:
+        if written < 0:
             return None
-        return _cut(out, ends, [wanted[at : at + size] for at in range(0, len(wanted), size)])
+        if count <= size:
+            return [(wanted, out[:written].tobytes())]
+        return _cut(out, self._ends(count, size), [wanted[at : at + size] for at in range(0, count, size)])
+
+    def _ends(self, count: int, size: int) -> list[int]:
+        """Where the batches of so many keys end that were encoded last."""
+        begin = 2 * self._gathered.rows + 1
+        ends: list[int] = self._work[begin : begin + (count + size - 1) // size].tolist()
+        return ends
 
     def rows_without(self, part: int) -> Rows:
-        return np.flatnonzero(self._sizes[part] == 0).astype(np.int32)
+        rows = self._gathered.rows
+        sizes = self._gathered.sizes[part * rows : (part + 1) * rows]
+        return np.flatnonzero(sizes == 0).astype(np.int32)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.count} of {len(self.index)} rows>"
@@ -199,77 +239,79 @@ class _AskedKeys(_ListedKeys):
 
     __slots__ = ("_batches",)
 
-    def __init__(
-        self,
-        heap: Bytes,
-        starts: npt.NDArray[np.int64],
-        sizes: Rows,
-        index: Rows,
-        first: Rows,
-        count: int,
-        gaps: bool,
-        batches: list[tuple[Rows, bytes]],
-    ) -> None:
-        self.count = count
-        self.index = index
-        self.gaps = gaps
-        self._heap = heap
-        self._starts = starts
-        self._sizes = sizes
-        self._first = first
-        self._reference = False
-        self._batches = batches
+    def __init__(self, gathered: _Gathered, work: Rows, count: int, batch: int, out: Bytes) -> None:
+        super().__init__(gathered, work, count, reference=False)
+        if 0 < count <= batch:
+            end = int(work[2 * gathered.rows + 1])
+            self._batches = [(all_numbers(count), out[:end].tobytes())]
+        else:
+            self._batches = _cut(out, self._ends(count, batch), _numbers(count, batch))
 
     @classmethod
-    def ask(cls, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, batch: int) -> _AskedKeys | None:
+    def ask(cls, gathered: _Gathered, batch: int) -> _AskedKeys | None:
         """None when a key needs the reference: it is not ASCII."""
-        rows = starts.shape[1]
-        index = np.empty(rows, np.int32)
-        first = np.empty(rows, np.int32)
-        ends = np.empty(rows // batch + 2, np.int64)
-        table = scratch.table(rows)
+        work: Rows = empty(_work_size(gathered.rows), int32)
         while True:
             out = scratch.out
-            count = kernels.ask_keys(heap, starts, sizes, batch, table, index, first, out, ends)
-            if count != kernels.NO_ROOM:
+            count: int = ask_keys(
+                gathered.heap,
+                gathered.starts,
+                gathered.sizes,
+                gathered.parts,
+                gathered.rows,
+                work,
+                batch,
+                out,
+            )
+            if count != NO_ROOM:
                 break
             scratch.grow_out()
-        if count < 0:
-            return None
-        batches = _cut(out, ends, _numbers(count, batch))
-        return cls(heap, starts, sizes, index, first, count, bool(ends[-1]), batches)
+        return cls(gathered, work, count, batch, out) if count >= 0 else None
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         return self._batches
 
 
-def _cut(out: Bytes, ends: npt.NDArray[np.int64], numbers: Sequence[Rows]) -> list[tuple[Rows, bytes]]:
+@functools.lru_cache(maxsize=1024)
+def _work_size(rows: int) -> int:
+    return key_work(rows)
+
+
+def _cut(out: Bytes, ends: list[int], numbers: Sequence[Rows]) -> list[tuple[Rows, bytes]]:
     """The batches of keys that a kernel wrote one after the other, each with the numbers of its keys."""
-    if not numbers:
-        return []
-    stops = ends[: len(numbers)].tolist()
-    written = out[: stops[-1]].tobytes()
-    batches = []
-    at = 0
-    for keys, end in zip(numbers, stops, strict=True):
-        batches.append((keys, written[at:end]))
-        at = end
+    batches: list[tuple[Rows, bytes]] = []
+    if ends:
+        written: bytes = out[: ends[-1]].tobytes()
+        at = 0
+        for number, end in enumerate(ends):
+            batches.append((numbers[number], written[at:end]))
+            at = end
     return batches
 
 
-def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> tuple[Bytes, npt.NDArray[np.int64], Rows]:
-    """The columns as one heap and [parts, rows] of places in it."""
-    if len(columns) == 1 and (only := columns[0]) is not None:
-        return only.heap, only.starts.reshape(1, -1), only.sizes.reshape(1, -1)
-    starts = np.zeros((len(columns), rows), np.int64)
-    sizes = np.zeros((len(columns), rows), np.int32)
+def _parts(gathered: _Gathered, row: int) -> tuple[bytes, ...]:
+    """The parts of the key of a row."""
+    starts = gathered.starts[row :: gathered.rows].tolist()
+    sizes = gathered.sizes[row :: gathered.rows].tolist()
+    return tuple(
+        gathered.heap[start : start + size].tobytes() for start, size in zip(starts, sizes, strict=True)
+    )
+
+
+def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> _Gathered:
+    """The columns as one heap."""
+    parts = len(columns)
+    if parts == 1 and (only := columns[0]) is not None:
+        return _Gathered(only.heap, only.starts, only.sizes, 1, rows)
+    starts = np.zeros((parts, rows), np.int64)
+    sizes = np.zeros((parts, rows), np.int32)
     heap, offsets = _one_heap([column for column in columns if column is not None])
     for number, column in enumerate(columns):
         if column is not None:
             starts[number] = column.starts
             starts[number] += offsets[id(column.heap)]
             sizes[number] = column.sizes
-    return heap, starts, sizes
+    return _Gathered(heap, starts.reshape(-1), sizes.reshape(-1), parts, rows)
 
 
 def _one_heap(columns: Sequence[TextColumn]) -> tuple[Bytes, dict[int, int]]:
@@ -286,19 +328,22 @@ def _one_heap(columns: Sequence[TextColumn]) -> tuple[Bytes, dict[int, int]]:
     return np.concatenate(list(heaps.values())), offsets
 
 
-def _distinct(heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, index: Rows, first: Rows) -> int:
+def _distinct(
+    heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, parts: int, rows: int, work: Rows
+) -> int:
     """The reference of kernels.distinct_keys."""
+    gathered = _Gathered(heap, starts, sizes, parts, rows)
     seen: dict[tuple[bytes, ...], int] = {}
-    for row in range(starts.shape[1]):
-        key = tuple(
-            heap[start : start + size].tobytes()
-            for start, size in zip(starts[:, row].tolist(), sizes[:, row].tolist(), strict=True)
-        )
+    gaps = 0
+    for row in range(rows):
+        key = _parts(gathered, row)
         if not all(key):
-            index[row] = -1
+            work[rows + row] = -1
+            gaps += 1
             continue
         if key not in seen:
-            first[len(seen)] = row
+            work[len(seen)] = row
             seen[key] = len(seen)
-        index[row] = seen[key]
+        work[rows + row] = seen[key]
+    work[2 * rows] = gaps
     return len(seen)

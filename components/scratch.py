@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from shared.shm_matrix import Bytes, Rows
+from shared.shm_matrix import Bytes
 
 __all__ = ["scratch"]
 
@@ -20,14 +20,6 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.out: Bytes = np.empty(1 << 16, np.uint8)
         self.heap: Bytes = np.empty(1 << 16, np.uint8)
-        self._table: Rows = np.empty(1 << 12, np.int32)
-
-    def table(self, rows: int) -> Rows:
-        """A hash table for so many rows: a power of two of places, half of them empty at least."""
-        places = 1 << max(2 * rows - 1, 1).bit_length()
-        if places > len(self._table):
-            self._table = np.empty(places, np.int32)
-        return self._table[:places]
 
     def grow_out(self) -> None:
         self.out = np.empty(2 * len(self.out), np.uint8)

@@ -25,11 +25,13 @@ The rules of `components.kernels` hold here, too. Reference: `mmh3` for the dige
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -37,7 +39,6 @@ from numba.extending import intrinsic
 from shared.cache_memory import HEAD_AT, HEADER_WORDS, SET_WORDS, WAYS, sets_of
 
 __all__ = [
-    "BASE",
     "COUNTERS",
     "EVICTED",
     "EXPIRED",
@@ -45,13 +46,14 @@ __all__ = [
     "INSERTED",
     "LIFE_BITS",
     "MISSES",
+    "NO_LINE",
+    "NO_ROOM",
     "RECORD_WORDS",
     "RENEWED",
-    "SIZE",
-    "STRIDE",
     "TOO_LARGE",
     "TORN",
     "insert",
+    "line_plan",
     "look_up",
 ]
 
@@ -62,24 +64,23 @@ LARGEST_SHARE = 8  # a record takes at most so much of the log
 HITS, MISSES, EXPIRED, TORN, INSERTED, EVICTED, RENEWED, TOO_LARGE = range(8)
 COUNTERS = 8
 
-BASE, STRIDE, SIZE = range(3)  # columns of the table of a line's pieces
+NO_ROOM, NO_LINE = -1, -2  # see look_up
 
 VALUE, ODD = 1, 3  # states of a cell, shared.shm_matrix
 
 U8 = types.Array(types.uint8, 1, "C", readonly=True)
 U8_OUT = types.uint8[::1]
 U64_OUT = types.uint64[::1]
-U64_2_OUT = types.uint64[:, ::1]
 I32 = types.Array(types.int32, 1, "C", readonly=True)
 I32_OUT = types.int32[::1]
-I32_2 = types.Array(types.int32, 2, "C", readonly=True)
-I32_2_OUT = types.int32[:, ::1]
-I64_2 = types.Array(types.int64, 2, "C", readonly=True)
-I64_2_OUT = types.int64[:, ::1]
+I64 = types.Array(types.int64, 1, "C", readonly=True)
 INT = types.int64
+PAIR = types.UniTuple(INT, 2)
 WORD = types.uint64
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_njit: Any = numba.njit  # its types do not tell of _nrt
 
 
 def _inline(function: Function) -> Function:
@@ -87,17 +88,25 @@ def _inline(function: Function) -> Function:
     return cast(Function, numba.njit(inline="always", nogil=True, error_model="numpy")(function))
 
 
-def _aside(function: Function) -> Function:
-    """Called by kernels, for what is rare or has loops of its own over arrays that the caller's loop does not need:
-    inlined, it would have the caller count references to them at every turn, which costs more than all else.
-    """
-    return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
+def _callee(function: Function) -> Function:
+    """Compiled once, called by kernels of this file: what is rare, or called from several places."""
+    return cast(Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
+
+
+def _merged(function: Function) -> Function:
+    """A callee that LLVM puts into its only caller."""
+    return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
 
 
 def _kernel(signature: Any) -> Callable[[Function], Function]:
-    """Compiled for this signature when the module is imported, or taken from the cache."""
+    """Compiled for this signature when the module is imported, or taken from the cache.
+
+    Without numba's runtime, which counts who holds an array: the caller holds those that a kernel takes, and a
+    kernel makes none.
+    """
     return cast(
-        Callable[[Function], Function], numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+        Callable[[Function], Function],
+        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False),
     )
 
 
@@ -126,11 +135,24 @@ def _copy_bytes(_context, source, _start, _size, out, _at):
     return types.void(source, types.intp, types.intp, out, types.intp), generate
 
 
+def _load_word(_context, source, _at):
+    """The 8 bytes at this place, which need not be a multiple of 8."""
+
+    def generate(context, builder, signature, arguments):
+        read = context.make_array(signature.args[0])(context, builder, arguments[0])
+        begin = builder.gep(read.data, [arguments[1]])
+        word = context.get_value_type(types.uint64)
+        return builder.load(builder.bitcast(begin, word.as_pointer()), align=1)
+
+    return types.uint64(source, types.intp), generate
+
+
 _add: Any = intrinsic(_atomic_add)
 _move: Any = intrinsic(_copy_bytes)
+_word: Any = intrinsic(_load_word)
 
 U = np.uint64
-ZERO, ONE, EIGHT = U(0), U(1), U(8)
+ZERO, ONE, SEVEN, EIGHT = U(0), U(1), U(7), U(8)
 C1, C2 = U(0x87C37B91114253D5), U(0x4CF5AD432745937F)  # of MurmurHash3_x64_128
 LENGTH_BYTES = 4
 LIFE_MASK = U((1 << LIFE_BITS) - 1)
@@ -163,36 +185,55 @@ def _avalanche(word):
 
 
 @_inline
-def _put(one, two, low, high, filled, byte):
-    """One byte more: the state, and the up to 15 bytes that are not mixed in yet."""
-    if filled < 8:
-        low |= U(byte) << (U(filled) * EIGHT)
+def _put(one, two, low, high, filled, word, size):
+    """1 to 8 bytes more, the others of `word` being 0: the state, and the up to 15 bytes not mixed in yet."""
+    shift = (filled & SEVEN) * EIGHT
+    over = (word >> ONE) >> (U(63) - shift)  # what goes into the next word: a shift by 64 is no shift
+    if filled < EIGHT:
+        low |= word << shift
+        high |= over
+        over = ZERO
     else:
-        high |= U(byte) << (U(filled - 8) * EIGHT)
-    filled += 1
-    if filled == 16:
+        high |= word << shift
+    filled += size
+    if filled >= U(16):
         one, two = _mixed(one, two, low, high)
-        low, high, filled = ZERO, ZERO, 0
+        low, high = over, ZERO
+        filled -= U(16)
     return one, two, low, high, filled
 
 
-@_inline
-def _digest(one, two, heap, starts, sizes, row):
+@_callee
+def _last_bytes(heap, start, stop):
+    """Up to 8 bytes as a word; the others are 0."""
+    word = ZERO
+    for at in range(start, stop):
+        word |= U(heap[at]) << (U(at - start) * EIGHT)
+    return word
+
+
+@_merged
+def _digest(one, two, heap, starts, sizes, parts, rows, row):
     """The digest of the key in this row; `one`, `two` is the state after the prefix."""
-    low, high = ZERO, ZERO
-    filled = 0
-    length = 16
-    for part in range(starts.shape[0]):
-        start = starts[part, row]
-        size = np.int64(sizes[part, row])
-        for shift in range(0, 8 * LENGTH_BYTES, 8):
-            one, two, low, high, filled = _put(one, two, low, high, filled, (size >> shift) & 0xFF)
-        for i in range(start, start + size):
-            one, two, low, high, filled = _put(one, two, low, high, filled, heap[i])
-        length += LENGTH_BYTES + int(size)
-    if filled > 8:
+    low, high, filled = ZERO, ZERO, ZERO
+    length = np.int64(16)
+    for part in range(parts):
+        at = starts[part * rows + row]
+        size = np.int64(sizes[part * rows + row])
+        stop = at + size
+        one, two, low, high, filled = _put(one, two, low, high, filled, U(size), U(LENGTH_BYTES))
+        while at < stop:
+            taken = min(stop - at, 8)
+            if at + 8 <= heap.shape[0]:
+                word = _word(heap, at) & (U(0xFFFFFFFFFFFFFFFF) >> (U(8 - taken) * EIGHT))
+            else:
+                word = _last_bytes(heap, at, stop)
+            one, two, low, high, filled = _put(one, two, low, high, filled, word, U(taken))
+            at += taken
+        length += LENGTH_BYTES + size
+    if filled > EIGHT:
         two ^= _rotated(high * C2, 33) * C1
-    if filled > 0:
+    if filled > ZERO:
         one ^= _rotated(low * C1, 31) * C2
     one ^= U(length)
     two ^= U(length)
@@ -256,7 +297,7 @@ def _copy_words(source, start, count, out, at):
     return _mix(_mix(_mix(a, b), c), d)
 
 
-@_aside
+@_callee
 def _append(words, log, span, line, count, first, second, life):
     """Writes a record behind all others; returns its place, 0 when others took all room that is in one piece."""
     size = RECORD_WORDS + count
@@ -272,7 +313,7 @@ def _append(words, log, span, line, count, first, second, life):
     return ZERO
 
 
-@_aside
+@_callee
 def _enter(words, log, span, now, first, second, place, life):
     """Notes a record in the index; returns how many living entries of other keys had to go."""
     at = _set_at(first, (log - HEADER_WORDS) // SET_WORDS)
@@ -299,21 +340,20 @@ def _enter(words, log, span, now, first, second, place, life):
     return 1 if evicted else 0
 
 
-@_aside
-def _keep(words, log, span, now, line, first, second, life, counts, counter):
-    """Writes a record behind all others and notes it in the index."""
+@_callee
+def _keep(words, log, span, now, line, first, second, life):
+    """Writes a record behind all others and notes it in the index; (written, entries that had to go)."""
     place = _append(words, log, span, line, np.int64(life & LIFE_MASK), first, second, life)
-    if place != ZERO:
-        counts[EVICTED] += _enter(words, log, span, now, first, second, place, life)
-        counts[counter] += 1
+    if place == ZERO:
+        return 0, 0
+    return 1, _enter(words, log, span, now, first, second, place, life)
 
 
-@_aside
-def _count(counters, counts):
-    """Adds the counts of one call to those of the process, which has other threads."""
-    for counter in range(COUNTERS):
-        if counts[counter]:
-            _add(counters, counter, U(counts[counter]))
+@_inline
+def _count(counters, counter, more):
+    """Adds to what the process, which has other threads, counts."""
+    if more:
+        _add(counters, counter, U(more))
 
 
 @_inline
@@ -329,80 +369,69 @@ def _way(words, at, second):
 # --- a request's lines. The bytes of a line: u32 sizes of its variable values, then its pieces (cells and states),
 # then the variable values; zeros up to a whole word.
 
-
-@_inline
-def _fixed_bytes(pieces, columns):
-    """Bytes of a line before its variable values."""
-    size = 4 * columns
-    for piece in range(pieces.shape[0]):
-        size += pieces[piece, SIZE]
-    return size
+# What a plan begins with; after it comes (BASE, STRIDE, SIZE) of each piece.
+COLUMNS, FIXED, PIECES, STATES, FIRST_AT, FIRST_STRIDE, STARTS_AT, SIZES_AT = range(8)
+PLAN_HEAD = 8
+BASE, STRIDE, SIZE = range(3)
+PIECE = 3
 
 
-@_aside
-def _place_values(wide, key, room, starts, sizes, heap_at):
+def line_plan(
+    pieces: Sequence[tuple[int, int, int]],
+    states: int,
+    first: tuple[int, int],
+    columns: int = 0,
+    starts_at: int = 0,
+    sizes_at: int = 0,
+) -> npt.NDArray[np.int64]:
+    """Where lines lie, for `look_up` and `insert`, all in one array; in bytes from where their memory begins.
+
+    pieces: (begin, stride, size) of each run of cells of a line and, from number `states` on, of states. `first`:
+    (begin, stride) of the states of lines' first values. A line has so many variable `columns`: where their values
+    start are int64 [lines, columns] at starts_at, a multiple of 8, how long they are int32 at sizes_at, one of 4.
+    """
+    fixed = 4 * columns + sum(size for _, _, size in pieces)
+    head = (columns, fixed, len(pieces), states, *first, starts_at, sizes_at)
+    return np.array([*head, *itertools.chain(*pieces)], np.int64)
+
+
+@_callee
+def _place_values(wide, key, room, plan, longs, ints, base, heap_at):
     """Notes where the variable values of a line will stand; returns their bytes, −1 when there is no room."""
-    used = 0
-    for column in range(sizes.shape[1]):
-        size = int(wide[column])
+    columns = plan[COLUMNS]
+    used = np.int64(0)
+    for column in range(columns):
+        size = np.int64(wide[column])
         if size < 0 or size > room - used:
-            return -1
+            return np.int64(-1)
         used += size
-    place = heap_at
-    for column in range(sizes.shape[1]):
-        starts[key, column] = place
-        sizes[key, column] = wide[column]
-        place += int(wide[column])
+    starts = ((base + plan[STARTS_AT]) >> 3) + key * columns
+    sizes = ((base + plan[SIZES_AT]) >> 2) + key * columns
+    for column in range(columns):
+        longs[starts + column] = heap_at
+        ints[sizes + column] = wide[column]
+        heap_at += np.int64(wide[column])
     return used
 
 
-@_aside
-def _odd(arena, base, pieces, states, key):
-    """Whether a line has an ODD cell."""
-    odd = False
-    for piece in range(states, pieces.shape[0]):
-        begin = base + pieces[piece, BASE] + key * pieces[piece, STRIDE]
-        for i in range(
-            U(begin), U(begin + pieces[piece, SIZE])
-        ):  # unsigned: without a look at negative indices
-            odd |= arena[i] == ODD
-    return odd
-
-
-@_aside
-def _values(sizes, key):
-    """Bytes of a line's variable values."""
-    size = 0
-    for column in range(sizes.shape[1]):
-        size += int(sizes[key, column])
-    return size
-
-
-@_aside
-def _longest(lines, sizes, fixed, largest):
-    """Words of the longest of these lines, `largest` at most."""
-    longest = 0
-    if sizes.shape[1]:
-        for number in range(lines.shape[0]):
-            longest = max(longest, _values(sizes, lines[number]))
-    return min((fixed + longest + 7) // 8, largest)
-
-
-@_aside
-def _pack_values(narrow, wide, key, fixed, starts, sizes, heap):
-    """Gathers the variable values of a line and their sizes."""
-    at = fixed
-    for column in range(sizes.shape[1]):
-        size = sizes[key, column]
-        wide[column] = size
-        _move(heap, starts[key, column], size, narrow, at)
-        at += size
+@_merged
+def _take(words, at, most, fixed, now, place, first, second, line):
+    """Copies out the record that begins at this word; its life, 0 when it is not that of this place and digest."""
+    if at + RECORD_WORDS > words.shape[0]:
+        return ZERO
+    check, life = words[at], words[at + 1]
+    count = np.int64(life & LIFE_MASK)
+    at += RECORD_WORDS
+    if count > most or at + count > words.shape[0] or 8 * count < fixed or life >> LIFE_SHIFT <= now:
+        return ZERO
+    mixed = _copy_words(words, at, count, line, 0)
+    return life if check == _check(mixed, place, first, second, life) else ZERO
 
 
 @_kernel(
-    INT(
-        *(U64_OUT, WORD, WORD, WORD, U8, I64_2, I32_2, I32, U64_2_OUT, I32_OUT),
-        *(I64_2, U8_OUT, INT, I64_2_OUT, I32_2_OUT, U8_OUT, INT, U64_OUT),
+    PAIR(
+        *(U64_OUT, WORD, WORD, WORD, U8, I64, I32, INT, INT, I32, INT, I32_OUT),
+        *(I64, U8_OUT, INT, U8_OUT, INT, U64_OUT, U64_OUT),
     )
 )
 def look_up(
@@ -410,173 +439,197 @@ def look_up(
     low: Any,
     high: Any,
     now: Any,
-    heap: Any,
+    key_heap: Any,
     starts: Any,
     sizes: Any,
+    parts: Any,
+    rows: Any,
     firsts: Any,
+    keys: Any,
     found: Any,
-    missing: Any,
-    pieces: Any,
+    plan: Any,
     arena: Any,
     base: Any,
-    value_starts: Any,
-    value_sizes: Any,
-    value_heap: Any,
+    heap: Any,
     heap_at: Any,
+    line: Any,
     counters: Any,
-) -> int:
-    """Looks for the keys in rows `firsts` and writes the lines that are there: line i is that of key i.
+) -> tuple[int, int]:
+    """Looks for the keys in the first `keys` of the rows `firsts`; writes those lines: line i is that of key i.
 
-    low, high: the prefix of the keys' names; now in ms. starts, sizes [parts, rows]: the parts of each row's key in
-    `heap`. found [keys, 3] gets the digest of each key, and 1 when its line was there, else 0; `missing` [keys] the
-    numbers of those that were not.
-    pieces [n, 3]: a line's cells and states in `arena`, line l at base + BASE + l × STRIDE, SIZE bytes. Variable
-    values go to value_heap from heap_at on, their places to value_starts, value_sizes [lines, columns]. The caller
-    vouches that all keys stay inside heap, and all lines inside arena, value_starts and value_sizes.
-    Returns how many keys were found; when value_heap has no room, −1 − the bytes needed: nothing was written then.
+    low, high: the prefix of the keys' names; now in ms. starts, sizes [parts × rows]: the parts of each row's key
+    in `key_heap`. found [6 × keys]: gets the digests of all keys (two u64 each), then the numbers of those that
+    were not found, ascending. plan: see `line_plan`; the lines lie in `arena` from `base` on, a multiple of 8, and
+    so is arena's size. Variable values go to `heap` from heap_at on. `line` is scratch. The caller vouches that all
+    keys stay inside key_heap, and all lines inside arena.
+    Returns how many keys were found, and where their variable values end in heap; or (NO_ROOM, bytes that heap
+    needs behind heap_at) or (NO_LINE, words that `line` needs): nothing was written then.
     """
-    sets = _sets(words.shape[0])
-    log = HEADER_WORDS + SET_WORDS * sets
+    log = HEADER_WORDS + SET_WORDS * _sets(words.shape[0])
     span = words.shape[0] - log
-    keys = firsts.shape[0]
-    columns = value_sizes.shape[1]
-    fixed = _fixed_bytes(pieces, columns)
-    counts = np.zeros(COUNTERS, np.int64)
+    largest = span // LARGEST_SHARE - RECORD_WORDS
+    columns, fixed = plan[COLUMNS], plan[FIXED]
+    digests = found.view(np.uint64)
     one, two = _mixed(ZERO, ZERO, low, high)
-    longest = 0
-    needed = 0
+    longest = needed = np.int64(0)
+    expired = evicted = torn = np.int64(0)
     for key in range(keys):
-        first, second = _digest(one, two, heap, starts, sizes, firsts[key])
-        found[key, 0] = first
-        found[key, 1] = second
-        found[key, 2] = ZERO
-        way = _way(words, _set_at(first, sets), second)
+        first, second = _digest(one, two, key_heap, starts, sizes, parts, rows, firsts[key])
+        digests[2 * key] = first
+        digests[2 * key + 1] = second
+        digests[2 * keys + key] = ZERO
+        way = _way(words, _set_at(first, (log - HEADER_WORDS) // SET_WORDS), second)
         if way < 0:
             continue
         place, life = words[way + WAYS], words[way + 2 * WAYS]
-        if life >> LIFE_SHIFT <= now:
-            counts[EXPIRED] += 1
-        elif place + U(span) < words[HEAD_AT]:
-            counts[EVICTED] += 1
-            words[way] = ZERO  # said once
-        else:
-            found[key, 2] = place
-            count = np.int64(life & LIFE_MASK)
-            longest = max(longest, int(count))
-            needed += max(8 * count - fixed, 0)
-    if columns and heap_at + needed > value_heap.shape[0]:
-        _add(counters, EVICTED, U(counts[EVICTED]))
-        return -1 - needed
-    longest = min(longest, span // LARGEST_SHARE)
-    line = np.empty(longest, np.uint64)
-    narrow, wide = line.view(np.uint8), line.view(np.int32)
-    for key in range(keys):
-        place = found[key, 2]
-        if place == ZERO:
-            continue
-        found[key, 2] = ZERO
-        # The record, copied out; then it is seen whether it is the one.
-        at = np.int64(place % U(span))
-        if at + RECORD_WORDS > span:
-            counts[TORN] += 1
-            continue
-        at += log
-        check, life = words[at], words[at + 1]
         count = np.int64(life & LIFE_MASK)
-        at += RECORD_WORDS
-        if count > longest or at + count > words.shape[0] or 8 * count < fixed or life >> LIFE_SHIFT <= now:
-            counts[TORN] += 1
-            continue
-        mixed = _copy_words(words, at, count, line, 0)
-        if check != _check(mixed, place, found[key, 0], found[key, 1], life):
-            counts[TORN] += 1
+        if life >> LIFE_SHIFT <= now:
+            expired += 1
+        elif place + U(span) < words[HEAD_AT]:
+            evicted += 1
+            words[way] = ZERO  # said once
+        elif count > largest:
+            torn += 1
+        else:
+            digests[2 * keys + key] = place
+            longest = max(longest, count)
+            needed += max(8 * count - fixed, 0)
+    if (columns and heap_at + needed > heap.shape[0]) or longest > line.shape[0]:
+        _count(counters, EVICTED, evicted)
+        return (NO_LINE, int(longest)) if longest > line.shape[0] else (NO_ROOM, int(needed))
+    narrow, wide = line.view(np.uint8), line.view(np.int32)
+    longs, ints = arena.view(np.int64), arena.view(np.int32)
+    renewed = np.int64(0)
+    misses = np.int64(0)
+    for key in range(keys):
+        place = digests[2 * keys + key]
+        first, second = digests[2 * key], digests[2 * key + 1]
+        values = np.int64(0)
+        life = ZERO
+        if place != ZERO:
+            # The record, copied out; then it is seen whether it is the one.
+            at = log + np.int64(place % U(span))
+            life = _take(words, at, longest, fixed, now, place, first, second, line)
+            if life != ZERO and columns:
+                room = min(8 * np.int64(life & LIFE_MASK) - fixed, heap.shape[0] - heap_at)
+                values = _place_values(wide, key, room, plan, longs, ints, base, heap_at)
+            torn += life == ZERO or values < 0
+        if life == ZERO or values < 0:
+            found[4 * keys + misses] = key  # over places that were read before
+            misses += 1
             continue
         # Its bytes, to where they belong.
-        values = 0
-        if columns:
-            room = min(8 * count - fixed, value_heap.shape[0] - heap_at)
-            values = _place_values(wide, key, room, value_starts, value_sizes, heap_at)
-            if values < 0:
-                counts[TORN] += 1
-                continue
         at = 4 * columns
-        for piece in range(pieces.shape[0]):
-            size = pieces[piece, SIZE]
-            _move(narrow, at, size, arena, base + pieces[piece, BASE] + key * pieces[piece, STRIDE])
+        for piece in range(PLAN_HEAD, PLAN_HEAD + PIECE * plan[PIECES], PIECE):
+            size = plan[piece + SIZE]
+            _move(narrow, at, size, arena, base + plan[piece + BASE] + key * plan[piece + STRIDE])
             at += size
         if values:
-            _move(narrow, fixed, values, value_heap, heap_at)
+            _move(narrow, fixed, values, heap, heap_at)
             heap_at += values
-        found[key, 2] = ONE
-        counts[HITS] += 1
         if words[HEAD_AT] - place > U(span // 4 * 3):
-            _keep(words, log, span, now, line, found[key, 0], found[key, 1], life, counts, RENEWED)
-    misses = 0
-    for key in range(keys):
-        if found[key, 2] == ZERO:
-            missing[misses] = key
-            misses += 1
-    counts[MISSES] = misses
-    _count(counters, counts)
-    return counts[HITS]
+            kept, gone = _keep(words, log, span, now, line, first, second, life)
+            renewed += kept
+            evicted += gone
+    _count(counters, HITS, keys - misses)
+    _count(counters, MISSES, misses)
+    _count(counters, EXPIRED, expired)
+    _count(counters, TORN, torn)
+    _count(counters, EVICTED, evicted)
+    _count(counters, RENEWED, renewed)
+    return keys - int(misses), heap_at
 
 
-@_kernel(
-    INT(
-        *(U64_OUT, WORD, WORD, I32, U64_2_OUT, I64_2, INT, INT, INT),
-        *(U8_OUT, INT, I64_2_OUT, I32_2_OUT, U8_OUT, U64_OUT),
-    )
-)
+@_callee
+def _values(ints, at, columns):
+    """Bytes of a line's variable values, whose sizes stand here."""
+    size = np.int64(0)
+    for column in range(columns):
+        size += np.int64(ints[at + column])
+    return size
+
+
+@_callee
+def _odd(arena, base, plan, key):
+    """Whether a line has an ODD cell."""
+    odd = False
+    for piece in range(PLAN_HEAD + PIECE * plan[STATES], PLAN_HEAD + PIECE * plan[PIECES], PIECE):
+        begin = base + plan[piece + BASE] + key * plan[piece + STRIDE]
+        for i in range(
+            U(begin), U(begin + plan[piece + SIZE])
+        ):  # unsigned: without a look at negative indices
+            odd |= arena[i] == ODD
+    return odd
+
+
+@_callee
+def _pack(arena, longs, ints, base, plan, key, heap, line, narrow, wide, count):
+    """The bytes of a line, to be kept as so many words."""
+    columns = plan[COLUMNS]
+    line[count - 1] = ZERO
+    at = 4 * columns
+    for piece in range(PLAN_HEAD, PLAN_HEAD + PIECE * plan[PIECES], PIECE):
+        size = plan[piece + SIZE]
+        _move(arena, base + plan[piece + BASE] + key * plan[piece + STRIDE], size, narrow, at)
+        at += size
+    starts = ((base + plan[STARTS_AT]) >> 3) + key * columns
+    sizes = ((base + plan[SIZES_AT]) >> 2) + key * columns
+    for column in range(columns):
+        wide[column] = ints[sizes + column]
+        _move(heap, longs[starts + column], np.int64(wide[column]), narrow, at)
+        at += np.int64(wide[column])
+
+
+@_kernel(INT(U64_OUT, WORD, WORD, I32, INT, INT, I64, U8, INT, U8, U64_OUT, U64_OUT))
 def insert(
     words: Any,
     now: Any,
     end: Any,
-    lines: Any,
     found: Any,
-    pieces: Any,
-    states: Any,
-    first_at: Any,
-    first_stride: Any,
+    keys: Any,
+    misses: Any,
+    plan: Any,
     arena: Any,
     base: Any,
-    value_starts: Any,
-    value_sizes: Any,
-    value_heap: Any,
+    heap: Any,
+    line: Any,
     counters: Any,
 ) -> int:
-    """Keeps `lines` until `end` (ms), those whose first value is there and whose values all fit; returns how many.
+    """Keeps lines until `end` (ms): of those not found before the ones that have a first value and nothing odd.
 
-    pieces from number `states` on are states; the state of the first value stands at base + first_at + line ×
-    first_stride. All else as `look_up` takes it, and `found` as it left it.
+    `found` as `look_up` left it for so many keys and misses, all else as it takes it. Returns how many were kept,
+    or −1 − the words that `line` needs: nothing was done then.
     """
     log = HEADER_WORDS + SET_WORDS * _sets(words.shape[0])
     span = words.shape[0] - log
-    columns = value_sizes.shape[1]
-    fixed = _fixed_bytes(pieces, columns)
     largest = min(span // LARGEST_SHARE - RECORD_WORDS, np.int64(LIFE_MASK))
-    line = np.empty(_longest(lines, value_sizes, fixed, largest), np.uint64)
+    columns, fixed = plan[COLUMNS], plan[FIXED]
+    digests = found.view(np.uint64)
     narrow, wide = line.view(np.uint8), line.view(np.int32)
-    counts = np.zeros(COUNTERS, np.int64)
-    for number in range(lines.shape[0]):
-        key = np.int64(lines[number])
-        if arena[base + first_at + key * first_stride] != VALUE or _odd(arena, base, pieces, states, key):
+    longs, ints = arena.view(np.int64), arena.view(np.int32)
+    sizes = (base + plan[SIZES_AT]) >> 2
+    longest = np.int64(0)
+    for number in range(4 * keys, 4 * keys + misses):
+        size = fixed + _values(ints, sizes + np.int64(found[number]) * columns, columns)
+        longest = max(longest, min((size + 7) // 8, largest))
+    if longest > line.shape[0]:
+        return -1 - int(longest)
+    evicted = too_large = inserted = np.int64(0)
+    for number in range(4 * keys, 4 * keys + misses):
+        key = np.int64(found[number])
+        if arena[base + plan[FIRST_AT] + key * plan[FIRST_STRIDE]] != VALUE or _odd(arena, base, plan, key):
             continue
-        size = fixed
-        if columns:
-            size += _values(value_sizes, key)
+        size = fixed + _values(ints, sizes + key * columns, columns)
         count = (size + 7) // 8
         if count > largest:
-            counts[TOO_LARGE] += 1
+            too_large += 1
             continue
-        line[count - 1] = ZERO
-        at = 4 * columns
-        for piece in range(pieces.shape[0]):
-            part = pieces[piece, SIZE]
-            _move(arena, base + pieces[piece, BASE] + key * pieces[piece, STRIDE], part, narrow, at)
-            at += part
-        if columns:
-            _pack_values(narrow, wide, key, fixed, value_starts, value_sizes, value_heap)
+        _pack(arena, longs, ints, base, plan, key, heap, line, narrow, wide, count)
         life = (end << LIFE_SHIFT) | U(count)
-        _keep(words, log, span, now, line, found[key, 0], found[key, 1], life, counts, INSERTED)
-    _count(counters, counts)
-    return counts[INSERTED]
+        kept, gone = _keep(words, log, span, now, line, digests[2 * key], digests[2 * key + 1], life)
+        inserted += kept
+        evicted += gone
+    _count(counters, INSERTED, inserted)
+    _count(counters, EVICTED, evicted)
+    _count(counters, TOO_LARGE, too_large)
+    return int(inserted)

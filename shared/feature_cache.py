@@ -16,8 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from numpy import empty, int32, uint64
 
 from shared import cache_kernels as kernels
+from shared.cache_kernels import NO_LINE
 from shared.cache_kernels import insert as keep
 from shared.cache_kernels import look_up as find
 from shared.cache_memory import (
@@ -32,9 +34,11 @@ from shared.cache_memory import (
 )
 from shared.segments import Bytes, Segment
 
-__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "LinePieces", "Places"]
+__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "Places"]
 
 Rows = npt.NDArray[np.int32]
+NONE: Rows = np.empty(0, np.int32)
+BUFFER_WORDS = 512  # what a buffer for a line has at first: twice a line of 500 numbers
 LONGEST = 365 * 86400.0  # seconds that a record lives at most: what its header has bits for
 
 
@@ -63,64 +67,48 @@ class CacheKey:
 class Places:
     """The distinct keys of a request: their parts by place. The parts of key k are those of row firsts[k].
 
-    starts int64 and sizes int32 [parts, rows], of `heap`; firsts int32 [keys].
+    starts int64 and sizes int32 [parts × rows], part after part, of `heap`; firsts int32, `count` or longer.
     """
 
-    __slots__ = ("firsts", "heap", "sizes", "starts")
-
-    def __init__(self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, firsts: Rows) -> None:
-        self.heap = heap
-        self.starts = starts
-        self.sizes = sizes
-        self.firsts = firsts
-
-    def __repr__(self) -> str:
-        return f"<Places of {len(self.firsts)} keys>"
-
-
-class LinePieces:
-    """Where the cells and states of lines lie, in bytes from where their memory begins.
-
-    pieces int64 [n, 3]: base, stride and size of each run of cells, then, from number `states` on, of states. The
-    state of line l's first value stands at first_at + l × first_stride.
-    """
-
-    __slots__ = ("first_at", "first_stride", "pieces", "states")
-
-    def __init__(self, pieces: npt.NDArray[np.int64], states: int, first_at: int, first_stride: int) -> None:
-        self.pieces = pieces
-        self.states = states
-        self.first_at = first_at
-        self.first_stride = first_stride
-
-    def __repr__(self) -> str:
-        return f"<LinePieces {len(self.pieces)}, {self.states} of them cells>"
-
-
-class CachedLines:
-    """Where the lines of a request are, one a key: see `cache_kernels.look_up`.
-
-    Their memory begins at `base` of `arena`. starts int64 and sizes int32 [lines, columns]: the places of the
-    variable values in `heap`, [0, 0] when there are none; those that are found go behind heap_at.
-    """
-
-    __slots__ = ("arena", "base", "heap", "heap_at", "places", "sizes", "starts")
+    __slots__ = ("count", "firsts", "heap", "parts", "rows", "sizes", "starts")
 
     def __init__(
         self,
-        places: LinePieces,
-        arena: Bytes,
-        base: int,
+        heap: Bytes,
         starts: npt.NDArray[np.int64],
         sizes: Rows,
-        heap: Bytes,
-        heap_at: int,
+        parts: int,
+        rows: int,
+        firsts: Rows,
+        count: int,
     ) -> None:
-        self.places = places
-        self.arena = arena
-        self.base = base
+        self.heap = heap
         self.starts = starts
         self.sizes = sizes
+        self.parts = parts
+        self.rows = rows
+        self.firsts = firsts
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"<Places of {self.count} keys>"
+
+
+class CachedLines:
+    """Where the lines of a request are, one a key: as the plan says (`cache_kernels.line_plan`), in `arena` from
+    `base` on.
+
+    Variable values are in `heap`; those that are found go behind heap_at.
+    """
+
+    __slots__ = ("arena", "base", "heap", "heap_at", "plan")
+
+    def __init__(
+        self, plan: npt.NDArray[np.int64], arena: Bytes, base: int, heap: Bytes, heap_at: int
+    ) -> None:
+        self.plan = plan
+        self.arena = arena
+        self.base = base
         self.heap = heap
         self.heap_at = heap_at
 
@@ -131,20 +119,22 @@ class CachedLines:
 class Found:
     """What a look-up found.
 
-    `hits`: how many keys; negative: −1 − bytes that the heap of variable values must have behind heap_at, and
-    nothing was written. `missing`: the others, int32, ascending. `table` uint64 [keys, 3]: the digest of each key,
-    and 1 when its line was found, else 0.
+    `hits`: how many keys, and `end`, where their variable values end; or −1, and the bytes that the heap of
+    variable values must have behind heap_at: nothing was written then. `missing`: the other keys, int32, ascending.
+    `memory` int32 [6 × keys] is for `insert`; it begins with the digests of all keys. None: nothing was looked for.
     """
 
-    __slots__ = ("hits", "missing", "table")
+    __slots__ = ("count", "end", "hits", "memory", "missing")
 
-    def __init__(self, hits: int, missing: Rows, table: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, count: int, hits: int, end: int, missing: Rows, memory: Rows | None) -> None:
+        self.count = count
         self.hits = hits
+        self.end = end
         self.missing = missing
-        self.table = table
+        self.memory = memory
 
     def __repr__(self) -> str:
-        return f"<Found {self.hits} of {len(self.table)} keys>"
+        return f"<Found {self.hits} of {self.count} keys>"
 
 
 class FeatureCache:
@@ -170,6 +160,7 @@ class FeatureCache:
         self.segment: Segment | None = None
         self._words: Words | None = None
         self._clock = clock
+        self._buffers: list[Words] = []  # for a line, as many as threads were in here at once
         self.capacity = capacity
         if segment is not None:
             self.use(segment)
@@ -200,40 +191,57 @@ class FeatureCache:
     def look_up(self, key: CacheKey, keys: Places, lines: CachedLines) -> Found:
         """Writes the lines that are there.
 
-        Lines that were not found are untouched. The variable values of the others stand together behind heap_at.
+        Lines that were not found are garbage if they were before. The variable values of the others stand together
+        behind heap_at.
         """
-        count = len(keys.firsts)
-        table = np.empty((count, 3), np.uint64)
+        count = keys.count
         words = self._words
         if words is None:
-            table[:, 2] = 0
-            return Found(0, np.arange(count, dtype=np.int32), table)
-        missing = np.empty(count, np.int32)
-        hits: int = find(
-            words, key.low, key.high, self._clock() // 1_000_000,
-            keys.heap, keys.starts, keys.sizes, keys.firsts, table, missing,
-            lines.places.pieces, lines.arena, lines.base, lines.starts, lines.sizes, lines.heap, lines.heap_at,
-            self.counts,
-        )  # fmt: skip
-        if hits > 0:
-            missing = missing[: count - hits]
-        return Found(hits, missing, table)
+            return Found(count, 0, lines.heap_at, np.arange(count, dtype=np.int32), None)
+        memory: Rows = empty(6 * count, int32)
+        now = self._clock() // 1_000_000
+        line = self._buffer()
+        while True:
+            told: tuple[int, int] = find(
+                words, key.low, key.high, now,
+                keys.heap, keys.starts, keys.sizes, keys.parts, keys.rows, keys.firsts, count,
+                memory, lines.plan, lines.arena, lines.base, lines.heap, lines.heap_at, line, self.counts,
+            )  # fmt: skip
+            hits, end = told
+            if hits != NO_LINE:
+                break
+            line = empty(end, uint64)
+        self._buffers.append(line)
+        missing = memory[4 * count : 5 * count - hits] if 0 <= hits < count else NONE
+        return Found(count, hits, end, missing, memory)
 
-    def insert(self, key: CacheKey, found: Found, wanted: Rows, lines: CachedLines) -> None:
-        """Keeps the lines of these keys (int32 [n]) for their time, those whose first value is there.
+    def insert(self, key: CacheKey, found: Found, lines: CachedLines) -> None:
+        """Keeps the lines of the keys that were missing for their time, those whose first value is there.
 
         `found` is what `look_up` returned. Lines with a value of the wrong length are not kept.
         """
-        words = self._words
-        if words is None:
+        words, memory = self._words, found.memory
+        if words is None or memory is None:
             return
         now = self._clock() // 1_000_000
-        places = lines.places
-        keep(
-            words, now, now + int(key.ttl * 1000), wanted, found.table,
-            places.pieces, places.states, places.first_at, places.first_stride,
-            lines.arena, lines.base, lines.starts, lines.sizes, lines.heap, self.counts,
-        )  # fmt: skip
+        end = now + int(key.ttl * 1000)
+        line = self._buffer()
+        while True:
+            kept: int = keep(
+                words, now, end, memory, found.count, len(found.missing),
+                lines.plan, lines.arena, lines.base, lines.heap, line, self.counts,
+            )  # fmt: skip
+            if kept >= 0:
+                break
+            line = empty(-1 - kept, uint64)
+        self._buffers.append(line)
+
+    def _buffer(self) -> Words:
+        """Memory for one line, which is the caller's until it puts it back."""
+        try:
+            return self._buffers.pop()
+        except IndexError:
+            return empty(BUFFER_WORDS, uint64)
 
     # --- for people
 

@@ -63,7 +63,9 @@ class Target:
             at += -(-count * (width + 1 if width else 13) // 8) * 8
         self.values = canaries(values)
 
-    def read(self, body: bytes, lines: npt.NDArray[np.int32], values_at: int = 0, begin: int = 0) -> int:
+    def read(
+        self, body: bytes, lines: npt.NDArray[np.int32], values_at: int = 0, begin: int = 0
+    ) -> tuple[int, int]:
         return kernels.read_result(
             body, begin, lines, self.table, self.heap, self.base, self.values, values_at
         )
@@ -88,12 +90,14 @@ def hold_result(body: bytes, widths: Sequence[int], rows: int, lines: Sequence[i
     """Reads `body` both ways; returns what the kernel did."""
     spare = 3
     target = Target(widths, len(lines) + spare, len(body) + spare)
-    code = target.read(body, np.array(lines[:rows], np.int32), spare)
+    code, first_values = target.read(body, np.array(lines[:rows], np.int32), spare)
     assert (target.values[:spare] == CANARY).all()
     assert (target.heap[: target.base] == CANARY).all()
     if code < 0:
+        assert first_values == 0
         return code
     wanted = decode_rows(body, rows, len(widths))  # a WireError here: the kernel accepted too much
+    assert first_values == sum(len(row[0]) > 0 for row in wanted)
     for row, cells in enumerate(expected_cells(wanted)):
         assert [target.cell(lines[row], column) for column in range(len(widths))] == cells
     untouched = set(range(len(lines) + spare)).difference(lines[:rows])
@@ -107,7 +111,7 @@ def hold_result(body: bytes, widths: Sequence[int], rows: int, lines: Sequence[i
     begin = kernels.rows_begin(body)
     assert onfs_pb2.Result.FromString(body[:begin]).rows == []
     again = Target(widths, len(lines) + spare, len(body) + spare)
-    assert again.read(body, np.array(lines[:rows], np.int32), spare, begin) == code
+    assert again.read(body, np.array(lines[:rows], np.int32), spare, begin) == (code, first_values)
     assert (again.heap == target.heap).all()
     return code
 
@@ -205,45 +209,68 @@ def test_read_result_stops_at_the_end_of_the_heap() -> None:
     for room in range(needed + 1):
         target = Target([0], 5, needed)
         target.values = target.values[:room]
-        code = target.read(body, np.arange(5, dtype=np.int32))
+        code, _ = target.read(body, np.arange(5, dtype=np.int32))
         assert code == (kernels.NO_ROOM if room < needed else needed)
 
 
 def test_read_result_leaves_odd_lengths_to_the_reference() -> None:
     body = onfs_pb2.Result(rows=[onfs_pb2.Row(columns=[b"12345"])]).SerializeToString()
-    assert Target([4], 1, 9).read(body, np.zeros(1, np.int32)) == kernels.UNUSUAL
+    assert Target([4], 1, 9).read(body, np.zeros(1, np.int32)) == (kernels.UNUSUAL, 0)
 
 
-# ---------------------------------------------------------------- distinct_keys, encode_keys, ask_keys
+# ---------------------------------------------------------------- distinct_keys, encode_batches, ask_keys
 
 PARTS = st.sampled_from([b"", b"a", b"b", b"ab", b"key", b"x" * 127, b"x" * 128]) | st.binary(max_size=3)
 
 
 class KeyColumns:
-    """The parts of each row's key, [parts, rows], scattered over a heap."""
+    """The parts of each row's key, part after part, scattered over a heap."""
 
-    def __init__(self, rows: Sequence[Sequence[bytes]], parts: int) -> None:
-        self.rows = [tuple(row) for row in rows]
-        self.starts = np.zeros((parts, len(rows)), np.int64)
-        self.sizes = np.zeros((parts, len(rows)), np.int32)
+    def __init__(self, keys: Sequence[Sequence[bytes]], parts: int) -> None:
+        self.keys = [tuple(key) for key in keys]
+        self.parts = parts
+        self.rows = len(keys)
+        self.starts = np.zeros(parts * self.rows, np.int64)
+        self.sizes = np.zeros(parts * self.rows, np.int32)
         heap = bytearray(b"pad")
-        for number, row in enumerate(rows):
-            for part, text in enumerate(row):
-                self.starts[part, number] = len(heap)
-                self.sizes[part, number] = len(text)
+        for number, key in enumerate(keys):
+            for part, text in enumerate(key):
+                self.starts[part * self.rows + number] = len(heap)
+                self.sizes[part * self.rows + number] = len(text)
                 heap += text
         self.heap = array(bytes(heap))
-        self.index = np.full(len(rows), -9, np.int32)
-        self.firsts = np.full(len(rows), -9, np.int32)
-        self.table = np.empty(1 << max(2 * len(rows) - 1, 1).bit_length(), np.int32)
+        self.work = np.full(kernels.key_work(self.rows), -9, np.int32)
 
     def distinct(self) -> int:
-        return kernels.distinct_keys(self.heap, self.starts, self.sizes, self.table, self.index, self.firsts)
+        return kernels.distinct_keys(self.heap, self.starts, self.sizes, self.parts, self.rows, self.work)
+
+    def encode(self, wanted: Sequence[int], batch: int, out: npt.NDArray[np.uint8]) -> int:
+        return kernels.encode_batches(
+            *(self.heap, self.starts, self.sizes, self.parts, self.rows, self.work),
+            *(np.array(wanted, np.int32), batch, out),
+        )
+
+    def ask(self, batch: int, out: npt.NDArray[np.uint8]) -> int:
+        return kernels.ask_keys(
+            self.heap, self.starts, self.sizes, self.parts, self.rows, self.work, batch, out
+        )
+
+    @property
+    def index(self) -> list[int]:
+        return self.work[self.rows : 2 * self.rows].tolist()
+
+    @property
+    def gaps(self) -> int:
+        return int(self.work[2 * self.rows])
+
+    def ends(self, batches: int) -> list[int]:
+        begin = 2 * self.rows + 1
+        return self.work[begin : begin + batches].tolist()
 
     def numbered(self) -> tuple[list[int], list[tuple[bytes, ...]]]:
         """The reference: the key number of each row (−1: none), and the keys in order of their first row."""
         numbers: dict[tuple[bytes, ...], int] = {}
-        index = [numbers.setdefault(row, len(numbers)) if all(row) else -1 for row in self.rows]
+        index = [numbers.setdefault(key, len(numbers)) if all(key) else -1 for key in self.keys]
         return index, list(numbers)
 
 
@@ -255,62 +282,91 @@ KEY_ROWS = st.integers(1, 3).flatmap(
 )
 
 
+def room_for(keys: Sequence[tuple[bytes, ...]]) -> int:
+    """What the kernels ask for before they write: a few bytes more than are written."""
+    return sum(11 + sum(6 + len(part) for part in key) for key in keys) + 5
+
+
+def hold_batches(
+    columns: KeyColumns, keys: Sequence[tuple[bytes, ...]], batch: int, out: npt.NDArray[np.uint8]
+) -> None:
+    """What was written are these keys, as protobuf says."""
+    begins = range(0, len(keys), batch)
+    at = 0
+    for begin, end in zip(begins, columns.ends(len(begins)), strict=True):
+        assert out[at:end].tobytes() == encode_keys(keys[begin : begin + batch])
+        at = end
+    assert (out[at:] == CANARY).all()
+
+
 @given(KEY_ROWS)
 def test_distinct_keys(columns: KeyColumns) -> None:
     index, keys = columns.numbered()
     assert columns.distinct() == len(keys)
-    assert columns.index.tolist() == index
-    assert [columns.rows[row] for row in columns.firsts[: len(keys)].tolist()] == keys
-    assert columns.firsts[: len(keys)].tolist() == [index.index(key) for key in range(len(keys))]
+    assert columns.index == index
+    assert columns.gaps == index.count(-1)
+    assert columns.work[: len(keys)].tolist() == [index.index(key) for key in range(len(keys))]
+    assert (columns.work[len(keys) : columns.rows] == -9).all()
 
 
 def test_parts_of_a_key_do_not_run_into_each_other() -> None:
     columns = KeyColumns([(b"ab", b"c"), (b"a", b"bc"), (b"ab", b"c")], 2)
     assert columns.distinct() == 2
-    assert columns.index.tolist() == [0, 1, 0]
+    assert columns.index == [0, 1, 0]
 
 
 def test_distinct_keys_of_many_rows() -> None:
     columns = KeyColumns([(f"key{number % 700}".encode(),) for number in range(5000)], 1)
     assert columns.distinct() == 700
-    assert columns.index.tolist() == [number % 700 for number in range(5000)]
+    assert columns.index == [number % 700 for number in range(5000)]
 
 
 @pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (0, 99), (99, 1), (2, 2)])
 def test_distinct_keys_looks_at_its_bounds(start: int, size: int) -> None:
     columns = KeyColumns([(b"",)], 1)
-    columns.starts[0, 0] = start
-    columns.sizes[0, 0] = size
+    columns.starts[0] = start
+    columns.sizes[0] = size
     assert columns.distinct() == kernels.MALFORMED
+    assert columns.ask(1, canaries(99)) == kernels.MALFORMED
 
 
-def test_distinct_keys_needs_room() -> None:
+@pytest.mark.parametrize("size", [0, 4, 5, 7])
+def test_distinct_keys_needs_room(size: int) -> None:
     columns = KeyColumns([(b"a",), (b"b",)], 1)
-    columns.index = columns.index[:1]
+    columns.work = columns.work[:size]
     assert columns.distinct() == kernels.NO_ROOM
 
 
-@given(KEY_ROWS, st.data())
-def test_encode_keys_is_as_protobuf_says(columns: KeyColumns, data: st.DataObject) -> None:
+def test_distinct_keys_needs_places_of_all_parts() -> None:
+    columns = KeyColumns([(b"a",), (b"b",)], 1)
+    columns.parts = 2
+    assert columns.distinct() == kernels.NO_ROOM
+
+
+@given(KEY_ROWS, st.integers(1, 6), st.data())
+@tries(0.4)
+def test_encode_batches_is_as_protobuf_says(columns: KeyColumns, batch: int, data: st.DataObject) -> None:
     count = columns.distinct()
     _, keys = columns.numbered()
-    begin, end = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
-    out = canaries(sum(11 + sum(6 + len(part) for part in key) for key in keys) + 5)
-    code = kernels.encode_keys(columns.heap, columns.starts, columns.sizes, columns.firsts, begin, end, out)
-    if not all(part.isascii() for key in keys[begin:end] for part in key):
+    wanted = data.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True)) if count else []
+    asked = [keys[key] for key in wanted] if wanted else keys
+    out = canaries(room_for(asked))
+    code = columns.encode(wanted, batch, out)
+    if not all(part.isascii() for key in asked for part in key):
         assert code == kernels.UNUSUAL
-        return
-    assert out[:code].tobytes() == encode_keys(keys[begin:end])
-    assert (out[code:] == CANARY).all()
+    elif wanted:
+        hold_batches(columns, asked, batch, out)
+        assert code == columns.ends(-(-len(asked) // batch))[-1]
+    else:
+        assert code == 0
 
 
-def test_encode_keys_needs_room() -> None:
+def test_encode_batches_needs_room() -> None:
     columns = KeyColumns([(b"a" * 200,), (b"b",)], 1)
     columns.distinct()
     wanted = encode_keys([(b"a" * 200,), (b"b",)])
     for room in range(len(wanted) + 20):
-        out = canaries(room)
-        code = kernels.encode_keys(columns.heap, columns.starts, columns.sizes, columns.firsts, 0, 2, out)
+        code = columns.encode([0, 1], 2, canaries(room))
         assert code in (kernels.NO_ROOM, len(wanted))
     assert code == len(wanted)
 
@@ -319,27 +375,12 @@ def test_encode_keys_needs_room() -> None:
 @tries(0.4)
 def test_ask_keys_is_both_in_one(columns: KeyColumns, batch: int) -> None:
     index, keys = columns.numbered()
-    out = canaries(sum(11 + sum(6 + len(part) for part in key) for key in keys) + 5)
-    ends = np.full(len(index) // batch + 2, -9, np.int64)
-    code = kernels.ask_keys(
-        columns.heap,
-        columns.starts,
-        columns.sizes,
-        batch,
-        columns.table,
-        columns.index,
-        columns.firsts,
-        out,
-        ends,
-    )
+    out = canaries(room_for(keys))
+    code = columns.ask(batch, out)
     if not all(part.isascii() for key in keys for part in key):
         assert code == kernels.UNUSUAL
         return
     assert code == len(keys)
-    assert columns.index.tolist() == index
-    assert int(ends[-1]) == index.count(-1)
-    at = 0
-    for number, begin in enumerate(range(0, len(keys), batch)):
-        end = int(ends[number])
-        assert out[at:end].tobytes() == encode_keys(keys[begin : begin + batch])
-        at = end
+    assert columns.index == index
+    assert columns.gaps == index.count(-1)
+    hold_batches(columns, keys, batch, out)

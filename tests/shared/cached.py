@@ -7,9 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, LinePieces, Places
+from shared.cache_kernels import line_plan
+from shared.cache_memory import cache_segment
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
 
-__all__ = ["KEY", "Key", "Line", "Memory", "Shape", "cells_of", "look_up", "places", "remember"]
+__all__ = [
+    "KEY",
+    "Key",
+    "Line",
+    "Memory",
+    "Shape",
+    "all_missing",
+    "cells_of",
+    "look_up",
+    "places",
+    "remember",
+]
 
 Key = tuple[bytes, ...]
 KEY = CacheKey(b"config and such ", 60.0)
@@ -54,7 +67,8 @@ def places(keys: Sequence[Key]) -> Places:
     starts = (np.cumsum(sizes.reshape(-1)) - sizes.reshape(-1)).reshape(sizes.shape)
     heap = np.frombuffer(b"".join(b"".join(key) for key in keys) + b"\0", np.uint8)
     rows = np.arange(len(keys), dtype=np.int32)
-    return Places(heap, np.ascontiguousarray(starts.T.astype(np.int64)), np.ascontiguousarray(sizes.T), rows)
+    by_part = starts.T.astype(np.int64).reshape(-1), sizes.T.reshape(-1)
+    return Places(heap, *by_part, len(keys[0]), len(keys), rows, len(keys))
 
 
 class Memory:
@@ -62,28 +76,21 @@ class Memory:
 
     def __init__(self, shape: Shape, count: int) -> None:
         self.shape = shape
-        ends = np.cumsum([size * count for size in shape.runs]).tolist()
-        self.bases = [0, *ends[:-1]]
-        self.memory = np.full(BEFORE + (ends[-1] if ends else 0), 0xEE, np.uint8)
+        self.sizes_at = 8 * shape.values * count
+        sizes = [12 * shape.values * count, *(size * count for size in shape.runs)]
+        *self.bases, end = np.cumsum(sizes).tolist()
+        self.memory = np.full(BEFORE + end + -end % 8, 0xEE, np.uint8)
         self.arena = self.memory[BEFORE:]
-        self.starts = np.zeros((count, shape.values), np.int64)
-        self.sizes = np.zeros((count, shape.values), np.int32)
+        self.starts = self.arena[: self.sizes_at].view(np.int64).reshape(count, shape.values)
+        self.sizes = self.arena[self.sizes_at : sizes[0]].view(np.int32).reshape(count, shape.values)
         self.heap = np.empty(0, np.uint8)
 
     def lines(self, heap_at: int = 0) -> CachedLines:
         states = len(self.shape.cells)
         pieces = [(base, size, size) for base, size in zip(self.bases, self.shape.runs, strict=True)]
-        return CachedLines(
-            LinePieces(
-                np.array(pieces, np.int64).reshape(-1, 3), states, self.bases[states], self.shape.states[0]
-            ),
-            self.memory,
-            BEFORE,
-            self.starts if self.shape.values else np.empty((0, 0), np.int64),
-            self.sizes if self.shape.values else np.empty((0, 0), np.int32),
-            self.heap,
-            heap_at,
-        )
+        first = self.bases[states], self.shape.states[0]
+        plan = line_plan(pieces, states, first, self.shape.values, 0, self.sizes_at)
+        return CachedLines(plan, self.memory, BEFORE, self.heap, heap_at)
 
     def write(self, number: int, line: Line) -> None:
         for base, run in zip(self.bases, line.runs, strict=True):
@@ -94,15 +101,17 @@ class Memory:
             self.heap = np.concatenate((self.heap, np.frombuffer(value, np.uint8)))
 
     def read(self, number: int) -> Line:
-        runs = tuple(
-            self.arena[base + number * size : base + (number + 1) * size].tobytes()
-            for base, size in zip(self.bases, self.shape.runs, strict=True)
-        )
         values = tuple(
             self.heap[start : start + size].tobytes()
             for start, size in zip(self.starts[number], self.sizes[number], strict=True)
         )
-        return Line(runs, values)
+        return Line(self.read_runs(number), values)
+
+    def read_runs(self, number: int) -> tuple[bytes, ...]:
+        return tuple(
+            self.arena[base + number * size : base + (number + 1) * size].tobytes()
+            for base, size in zip(self.bases, self.shape.runs, strict=True)
+        )
 
 
 def look_up(
@@ -112,10 +121,10 @@ def look_up(
     if not keys:
         return []
     memory, found = _looked_up(cache, keys, shape, key)
-    got = [memory.read(number) if hit else None for number, hit in enumerate(found.table[:, 2].tolist())]
-    for number, line in enumerate(got):
-        if line is None:  # untouched
-            assert set(b"".join(memory.read(number).runs)) <= {0xEE}
+    missing = set(found.missing.tolist())
+    got = [None if number in missing else memory.read(number) for number in range(len(keys))]
+    for number in missing:
+        assert set(b"".join(memory.read_runs(number))) <= {0xEE}  # untouched
     return got
 
 
@@ -123,10 +132,13 @@ def _looked_up(cache: FeatureCache, keys: Sequence[Key], shape: Shape, key: Cach
     memory = Memory(shape, len(keys))
     found = cache.look_up(key, places(keys), memory.lines())
     while found.hits < 0:
-        memory.heap = np.zeros(-1 - found.hits, np.uint8)
+        memory.heap = np.zeros(found.end, np.uint8)
         found = cache.look_up(key, places(keys), memory.lines())
-    assert found.hits == found.table[:, 2].sum()
-    assert found.missing.tolist() == np.flatnonzero(found.table[:, 2] == 0).tolist()
+    missing = found.missing.tolist()
+    assert found.hits + len(missing) == len(keys)
+    assert missing == sorted(set(missing).intersection(range(len(keys))))
+    there = np.delete(np.arange(len(keys)), missing)
+    assert found.end == memory.sizes[there].sum()
     assert (memory.memory[:BEFORE] == 0xEE).all()
     return memory, found
 
@@ -135,8 +147,13 @@ def remember(cache: FeatureCache, lines: dict[Key, Line], shape: Shape, *, key: 
     """Caches the lines of these keys, all with one number of parts, after having looked for them."""
     if not lines:
         return
-    _, found = _looked_up(cache, list(lines), shape, key)
+    _looked_up(cache, list(lines), shape, key)
     memory = Memory(shape, len(lines))
     for number, line in enumerate(lines.values()):
         memory.write(number, line)
-    cache.insert(key, found, np.arange(len(lines), dtype=np.int32), memory.lines())
+    cache.insert(key, all_missing(list(lines), shape, key=key), memory.lines())
+
+
+def all_missing(keys: Sequence[Key], shape: Shape, *, key: CacheKey = KEY) -> Found:
+    """What a look-up of these keys finds where there is nothing yet."""
+    return FeatureCache(cache_segment(0)).look_up(key, places(keys), Memory(shape, len(keys)).lines())

@@ -99,7 +99,9 @@ def test_a_key_is_known_by_the_murmur_hash_of_its_name(prefix: bytes, keys: list
     cache = FeatureCache(cache_segment(4 * KIB))
     rows = [tuple(key) for key in keys] or [(b"", b"x", b"")]
     found = cache.look_up(CacheKey(prefix, 1.0), places(rows), Memory(NUMBERS, len(rows)).lines())
-    for key, digest in zip(rows, found.table[:, :2], strict=True):
+    assert found.memory is not None
+    digests = found.memory[: 4 * len(rows)].reshape(len(rows), 4)
+    for key, digest in zip(rows, digests, strict=True):
         name = prefix + b"".join(len(part).to_bytes(4, "little") + part for part in key)
         assert digest.tobytes() == mmh3.mmh3_x64_128_digest(name)
 

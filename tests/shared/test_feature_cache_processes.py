@@ -9,14 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from shared.cache_kernels import RECORD_WORDS
 from shared.cache_memory import HEADER_WORDS, SET_WORDS, cache_segment, sets_of
 from shared.feature_cache import FeatureCache
 from shared.segments import Segment
-from tests.shared.cached import KEY, Key, Memory, Shape, cells_of, look_up, places, remember
+from tests.shared.cached import KEY, Key, Memory, Shape, all_missing, cells_of, look_up, remember
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape((400, 37), (60, 1), 2)
@@ -70,17 +69,16 @@ def check(cache: FeatureCache, keys: list[Key]) -> int:
 
 def write(cache: FeatureCache, seed: int) -> None:
     """Goes on until it is killed, and does nothing else. Each process writes other lines for the same keys."""
-    rows = np.arange(GROUP, dtype=np.int32)
     prepared = []
     for group in range(GROUPS):
         memory = Memory(SHAPE, GROUP)
-        found = FeatureCache(cache_segment(0)).look_up(KEY, places(keys_of(group)), memory.lines())
+        found = all_missing(keys_of(group), SHAPE)
         for number, key in enumerate(keys_of(group)):
             memory.write(number, cells_of(key, SHAPE, seed))
         prepared.append((found, memory.lines()))
     while True:
         for found, lines in prepared:
-            cache.insert(KEY, found, rows, lines)
+            cache.insert(KEY, found, lines)
 
 
 def nurse(cache: FeatureCache) -> None:
