@@ -37,17 +37,24 @@ def play(components: int, calls: int) -> Callable[[], None]:
     upstreams = CallMeters(board, "onfs", "127.0.0.1:8080")
 
     def request() -> None:
-        watch = Watch(plan, time.monotonic() + 1.0)
-        for number in range(components):
-            watch.began(number, number - 1)
+        run_components(plan)
         for _ in range(calls):
             upstreams.begun(50, _ignore)(_ANSWERED)
-        for number in range(components):
-            watch.ended(number)
-        watch.finished()
         requests.answered("model", 1, Status.OK, 3.5, 100)
 
     return request
+
+
+def run_components(plan: PlanMeters) -> None:
+    """What is recorded of a request's components, which run one after the other."""
+    watch: Watch | None = None
+    for meters in plan.components:
+        now = time.monotonic()
+        after, watch = watch, Watch(meters)
+        watch.begin(now, after, now + 1.0)
+        watch.end(time.monotonic())
+    if watch is not None:
+        watch.ended_last()
 
 
 def _ignore(_: object) -> None:
@@ -72,11 +79,7 @@ def full_board() -> Board:
     for number in range(MODELS):
         plan = PlanMeters(board, f"model_{number}", [f"component_{one}" for one in range(5)], {})
         for _ in range(50):
-            watch = Watch(plan, time.monotonic() + 1.0)
-            for component in range(5):
-                watch.began(component, component - 1)
-                watch.ended(component)
-            watch.finished()
+            run_components(plan)
             requests.answered(f"model_{number}", 1, Status.OK, 3.5, 100)
     return board
 

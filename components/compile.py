@@ -21,7 +21,8 @@ from dag.component import Component, Endpoint
 from dag.config import FeatureComponent, ModelConfig, NumerixComponent, PredatorComponent
 from dag.layout import Layout
 from dag.meters import PlanMeters
-from dag.plan import Answer, OutputColumn, OutputColumns, Plan, schedule
+from dag.plan import Answer, OutputColumn, OutputColumns, Plan
+from dag.schedule import schedule
 from dag.topology import Topology
 from shared.board import Board
 from shared.datatypes import DataType, data_type

@@ -96,6 +96,7 @@ class Feature:
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:
             self._derive(matrix, derived)
+        yield None
 
     def fail(self, scoring: Scoring, cause: str) -> None:
         scoring.fail(self.name, cause, kind="INTERNAL")

@@ -97,6 +97,7 @@ class Numerix:
         for number, error in failed:
             start, stop = groups.bounds[number], groups.bounds[number + 1]
             scoring.fail(self.name, str(error), rows[start:stop], error.kind)
+        yield None
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
         """A slate component in a request without slates: see components.predator."""

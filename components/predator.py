@@ -183,6 +183,7 @@ class Predator:
         for number, error in self._write(matrix, replies, groups, None):
             start, stop = groups.bounds[number], groups.bounds[number + 1]
             scoring.fail(self.name, str(error), rows[start:stop], error.kind)
+        yield None
 
     def _run_dropped(self, scoring: Scoring) -> Steps:
         matrix = scoring.matrix

@@ -1,11 +1,15 @@
 """What a component is to the executor, and what a request is to a component.
 
 A component's `run` is a generator: it yields the upstream calls it needs, gets their replies in the same order,
-and returns when its columns are written. It never blocks and never sees a socket:
+and yields None when its columns are written. It never blocks and never sees a socket:
 
     def run(self, scoring):
         replies = yield [Call(self.endpoint, self.query(keys), self.timeout) for keys in self.batches(scoring)]
         self.write(scoring, replies)
+        yield None
+
+One that returns is done, too: that is what an early return does. The usual way yields, because a generator's return
+is an exception to whoever steps it, which costs more than the rest of a step's bookkeeping.
 
 Endpoints are opaque here: whoever compiles the plan hands them to the components, and the executor only starts
 calls on them.
@@ -152,7 +156,8 @@ class Scoring:
         self.slates.failures.append(Failure(component, cause, rows, kind))
 
 
-Steps = Generator[Sequence[Call], Sequence[Reply], None]
+Steps = Generator[list[Call] | None, Sequence[Reply], None]
+"""What a component asks for, step by step; None: its part is done, and it is not stepped again."""
 
 
 class Component(Protocol):

@@ -18,11 +18,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Protocol, cast
 
-from dag.component import Call, Pending, Reply, Scoring, Steps
-from dag.meters import Trace, Watch
-from dag.plan import Plan, Schedule
+from dag.component import Call, Component, Pending, Reply, Scoring, Steps
+from dag.meters import ComponentMeters, Trace, Watch
+from dag.plan import Plan
+from dag.schedule import Schedule
 from shared.shm_matrix import MatrixFull
 
 __all__ = ["Execution", "Executor", "Loop"]
@@ -38,40 +40,58 @@ class Loop(Protocol):
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> object: ...
 
 
+class _Part(Watch):
+    """One component of one request: how far it is, and since when."""
+
+    __slots__ = ("calls", "component", "number", "open", "steps", "waits")
+
+    def __init__(self, number: int, component: Component, meters: ComponentMeters, waits: int) -> None:
+        super().__init__(meters)
+        self.number = number
+        self.component = component
+        self.waits = waits
+        """Parents that have not ended."""
+        self.steps: Steps | None = None
+        """The component's generator, from its begin to its end."""
+        self.calls: list[Pending] = []
+        """Those of the step that it waits for."""
+        self.open = 0
+        """How many of them have not ended."""
+
+    def __repr__(self) -> str:
+        return f"<_Part {self.component.name}, waits for {self.waits} parents and {self.open} calls>"
+
+
 class _Awaited:
     """One call of a step, and where its reply belongs."""
 
-    __slots__ = ("_execution", "_index", "_number", "_replies")
+    __slots__ = ("_execution", "_index", "_part", "_replies")
 
-    def __init__(self, execution: Execution, number: int, replies: list[Reply | None], index: int) -> None:
+    def __init__(self, execution: Execution, part: _Part, replies: list[Reply | None], index: int) -> None:
         self._execution = execution
-        self._number = number
+        self._part = part
         self._replies = replies
         self._index = index
 
     def ended(self, reply: Reply) -> None:
         self._replies[self._index] = reply
-        self._execution.replied(self._number, self._replies)
+        self._execution.replied(self._part, self._replies)
 
 
 class Execution:
     """One request on its way through the DAG."""
 
     __slots__ = (
-        "_calls",
         "_executor",
-        "_generators",
         "_left",
         "_on_done",
         "_on_idle",
-        "_open",
+        "_parts",
         "_ready",
         "_running",
         "_schedule",
         "_stepping",
-        "_waits",
-        "_watch",
-        "components",
+        "_trace",
         "deadline",
         "error",
         "over",
@@ -89,22 +109,23 @@ class Execution:
         trace: Trace | None = None,
     ) -> None:
         """`deadline` on the clock of the loop; `trace`: where it is told what happens, if anybody wants to know."""
-        self.components = plan.components
         self.scoring = scoring
         self.deadline = deadline
         self.over = False
         self.error: MatrixFull | None = None  # the one failure that ends a request: no memory for its columns
         self._executor = executor
         self._schedule: Schedule = plan.schedule
-        self._waits = list(self._schedule.waits)
-        self._left = len(self._waits)
+        components = plan.components
+        meters = plan.meters.components
+        waits = self._schedule.waits
+        self._left = len(waits)
+        self._parts = [
+            _Part(number, components[number], meters[number], waits[number]) for number in range(self._left)
+        ]
         self._stepping = 0
-        self._ready: list[tuple[int, Sequence[Reply] | None]] = []
+        self._ready: list[tuple[_Part, Sequence[Reply] | None]] = []
         self._running = False
-        self._generators: list[Steps | None] = [None] * self._left
-        self._calls: list[list[Pending]] = [[]] * self._left  # of the step that a component waits for
-        self._open = [0] * self._left  # how many of them have not ended
-        self._watch = Watch(plan.meters, deadline, trace)
+        self._trace = trace
         self._on_done = on_done
         self._on_idle = on_idle
 
@@ -114,7 +135,7 @@ class Execution:
             self._finish()
             return
         for number in self._schedule.first:
-            self._begin(number, -1)
+            self._begin(self._parts[number], monotonic(), None)
 
     def cancel(self) -> None:
         """Ends the execution: open calls are cancelled, `on_done` is not called any more."""
@@ -124,101 +145,106 @@ class Execution:
         self._cancel_calls()
         self._rest()
 
-    def stepped(self, number: int, calls: Sequence[Call] | None, error: BaseException | None) -> None:
+    def stepped(self, part: _Part, calls: list[Call] | None, error: BaseException | None) -> None:
         """The outcome of a step: the calls the component asks for, or None when it is done."""
         self._stepping -= 1
         if self.over:
             self._rest()
             return
         if error is not None:
-            self._fail(number, error)
+            self._fail(part, error)
         elif calls is None:
-            self._done(number)
+            self._done(part)
         elif not calls:
-            self._step(number, ())
+            self._step(part, ())
         else:
-            self._call(number, calls)
+            self._call(part, calls)
 
-    def _begin(self, number: int, after: int) -> None:
+    def _begin(self, part: _Part, now: float, after: _Part | None) -> None:
         if self.over:  # an earlier sibling may have ended the request on the spot
             return
-        self._watch.began(number, after)
-        self._generators[number] = self.components[number].run(self.scoring)
-        self._step(number, None)
+        part.begin(now, after, self.deadline)
+        if self._trace is not None:
+            self._trace.began(part.number)
+        part.steps = part.component.run(self.scoring)
+        self._step(part, None)
 
-    def _step(self, number: int, replies: Sequence[Reply] | None) -> None:
+    def _step(self, part: _Part, replies: Sequence[Reply] | None) -> None:
         self._stepping += 1
         if self._executor.threads:
-            generator = self._generators[number]
-            assert generator is not None
-            self._executor.submit(self, number, generator, replies)
+            self._executor.submit(self, part, replies)
         elif self._running:
-            self._ready.append((number, replies))
+            self._ready.append((part, replies))
         else:
-            self._run(number, replies)
+            self._run(part, replies)
 
-    def _run(self, number: int, replies: Sequence[Reply] | None) -> None:
+    def _run(self, part: _Part, replies: Sequence[Reply] | None) -> None:
         """Takes this step and those that become ready by it, on this thread: a loop, not recursion."""
         self._running = True
         try:
             while True:
-                calls, error = _stepped(self, self._generators[number], replies)
-                self.stepped(number, calls, error)
+                calls, error = _stepped(self, part, replies)
+                self.stepped(part, calls, error)
                 if not self._ready:
                     return
-                number, replies = self._ready.pop(0)
+                part, replies = self._ready.pop(0)
         finally:
             self._running = False
 
-    def _call(self, number: int, calls: Sequence[Call]) -> None:
+    def _call(self, part: _Part, calls: list[Call]) -> None:
         """Starts the calls; the component goes on when the last one has ended."""
         time_left = None if self.deadline is None else max(self.deadline - self._executor.loop.time(), 0.0)
         count = len(calls)
         replies: list[Reply | None] = [None] * count
         pending: list[Pending] = []
-        self._calls[number] = pending
-        self._open[number] = count
-        trace = self._watch.trace
-        for index, call in enumerate(calls):
+        part.calls = pending
+        part.open = count
+        trace = self._trace
+        for index in range(count):
+            call = calls[index]
             timeout = call.timeout
             if time_left is not None and time_left < timeout:
                 timeout = time_left
-            endpoint = call.endpoint if trace is None else trace.endpoint(number, call.endpoint)
-            awaited = _Awaited(self, number, replies, index)
+            endpoint = call.endpoint if trace is None else trace.endpoint(part.number, call.endpoint)
+            awaited = _Awaited(self, part, replies, index)
             pending.append(endpoint.start(call.body, timeout, awaited.ended, call.rows))
 
-    def replied(self, number: int, replies: list[Reply | None]) -> None:
-        """A call that component `number` asked for has ended: with the last one, the component goes on."""
+    def replied(self, part: _Part, replies: list[Reply | None]) -> None:
+        """A call that this component asked for has ended: with the last one, the component goes on."""
         if self.over:
             return
-        self._open[number] -= 1
-        if not self._open[number]:
-            self._calls[number] = []
-            self._step(number, cast("list[Reply]", replies))
+        part.open -= 1
+        if not part.open:
+            part.calls = []
+            self._step(part, cast("list[Reply]", replies))
 
-    def _fail(self, number: int, error: BaseException) -> None:
+    def _fail(self, part: _Part, error: BaseException) -> None:
         if isinstance(error, MatrixFull):
             self.error = error
             self._cancel_calls()
             self._finish()
             return
-        component = self.components[number]
+        component = part.component
         log.error("component failed", exc_info=error, extra={"component": component.name})
         component.fail(self.scoring, f"internal error: {type(error).__name__}: {error}")
-        self._done(number)
+        self._done(part)
 
-    def _done(self, number: int) -> None:
-        self._generators[number] = None
-        self._watch.ended(number)
+    def _done(self, part: _Part) -> None:
+        part.steps = None
+        now = monotonic()
+        part.end(now)
+        if self._trace is not None:
+            self._trace.ended(part.number)
         self._left -= 1
         if not self._left:
-            self._watch.finished()
+            part.ended_last()
             self._finish()
             return
-        for child in self._schedule.releases[number]:
-            self._waits[child] -= 1
-            if not self._waits[child]:
-                self._begin(child, number)
+        for number in self._schedule.releases[part.number]:
+            child = self._parts[number]
+            child.waits -= 1
+            if not child.waits:
+                self._begin(child, now, part)
 
     def _finish(self) -> None:
         self.over = True
@@ -228,27 +254,26 @@ class Execution:
             self._rest()
 
     def _cancel_calls(self) -> None:
-        for pending in self._calls:
-            for call in pending:
+        for part in self._parts:
+            calls, part.calls = part.calls, []
+            for call in calls:
                 call.cancel()
-        self._calls = []
-        self._open = []
 
     def _rest(self) -> None:
         """Says once that nobody touches the matrix any more."""
         if self._stepping:
             return
-        generators, self._generators = self._generators, []
-        for generator in generators:
-            if generator is not None:
-                generator.close()
+        for part in self._parts:
+            if part.steps is not None:
+                part.steps.close()
+                part.steps = None
         on_idle = self._on_idle
         # Whoever waits for the execution holds it, too: no cycles for the garbage collector.
         self._on_done = self._on_idle = _nobody
         on_idle(self)
 
     def __repr__(self) -> str:
-        open_calls = sum(self._open)
+        open_calls = sum([part.open for part in self._parts])
         return f"<Execution {self._left} components left, {self._stepping} stepping, {open_calls} calls open>"
 
 
@@ -256,8 +281,8 @@ def _nobody(_: Execution) -> None:
     """Stands in for `on_idle` once it was called."""
 
 
-Job = tuple[Execution, int, Steps, Sequence[Reply] | None]
-Outcome = tuple[Execution, int, Sequence[Call] | None, BaseException | None]
+Job = tuple[Execution, _Part, Sequence[Reply] | None]
+Outcome = tuple[Execution, _Part, list[Call] | None, BaseException | None]
 
 
 class Executor:
@@ -274,11 +299,9 @@ class Executor:
         for thread in self.threads:
             thread.start()
 
-    def submit(
-        self, execution: Execution, number: int, generator: Steps, replies: Sequence[Reply] | None
-    ) -> None:
-        """Has a thread step the generator; the execution is told the outcome on the I/O thread."""
-        self._jobs.put((execution, number, generator, replies))
+    def submit(self, execution: Execution, part: _Part, replies: Sequence[Reply] | None) -> None:
+        """Has a thread step the component; the execution is told the outcome on the I/O thread."""
+        self._jobs.put((execution, part, replies))
 
     def close(self) -> None:
         """Stops the threads, after the jobs they have."""
@@ -290,8 +313,9 @@ class Executor:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            execution, number, generator, replies = job
-            self._outcomes.append((execution, number, *_stepped(execution, generator, replies)))
+            execution, part, replies = job
+            calls, error = _stepped(execution, part, replies)
+            self._outcomes.append((execution, part, calls, error))
             if not self._waking:
                 self._waking = True
                 self.loop.call_soon_threadsafe(self._drain)
@@ -301,8 +325,8 @@ class Executor:
         self._waking = False
         try:
             while self._outcomes:
-                execution, number, calls, error = self._outcomes.popleft()
-                execution.stepped(number, calls, error)
+                execution, part, calls, error = self._outcomes.popleft()
+                execution.stepped(part, calls, error)
         finally:
             if self._outcomes:  # an answer that could not be given must not hold back other requests
                 self.loop.call_soon(self._drain)
@@ -312,13 +336,14 @@ class Executor:
 
 
 def _stepped(
-    execution: Execution, generator: Steps | None, replies: Sequence[Reply] | None
-) -> tuple[Sequence[Call] | None, BaseException | None]:
+    execution: Execution, part: _Part, replies: Sequence[Reply] | None
+) -> tuple[list[Call] | None, BaseException | None]:
     """One step of a component: the calls it asks for (None: it is done), or what it raised."""
-    if execution.over or generator is None:
+    steps = part.steps
+    if execution.over or steps is None:
         return None, None
     try:
-        return (next(generator) if replies is None else generator.send(replies)), None
+        return (next(steps) if replies is None else steps.send(replies)), None
     except StopIteration:
         return None, None
     except Exception as error:  # noqa: BLE001 — its rows' error, not the request's end

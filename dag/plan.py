@@ -9,32 +9,10 @@ from dag.component import Component
 from dag.config import ModelConfig
 from dag.layout import ColumnRun, Layout, Source, column_runs
 from dag.meters import PlanMeters
-from dag.topology import Topology
+from dag.schedule import Schedule
 from shared.datatypes import DataType
 
-__all__ = ["Answer", "OutputColumn", "OutputColumns", "Plan", "Schedule", "schedule"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The order of the components: who starts at once, who waits for how many, whom each one releases.
-
-    Numbers are indices into `Plan.components`.
-    """
-
-    first: tuple[int, ...]
-    waits: tuple[int, ...]
-    releases: tuple[tuple[int, ...], ...]
-
-
-def schedule(topology: Topology) -> Schedule:
-    """The schedule of components that stand in the topology's order."""
-    number = {name: place for place, name in enumerate(topology.order)}
-    return Schedule(
-        tuple(number[name] for name in topology.first),
-        tuple(len(topology.parents[name]) for name in topology.order),
-        tuple(tuple(number[child] for child in topology.children[name]) for name in topology.order),
-    )
+__all__ = ["Answer", "OutputColumn", "OutputColumns", "Plan"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ waits longer than it would have alone: each waiter has its own deadline, and one
 only when it is the last. A call that fails has failed for the waiter that began it. The others did not ask for
 this outcome: each starts a call of its own, that it shares with nobody, with the time that it has left.
 
+When a call ends, its waiters are told on the spot, in the order in which they came: they share a thread, so a turn
+of the loop for each of them would make none of them sooner.
+
 Belongs to the I/O thread.
 """
 
@@ -17,10 +20,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from dag.component import Endpoint, Pending, Reply
 from rpc.status import Status
+from rpc.timers import Timers
 from shared.board import Counter
 
 __all__ = ["Coalescing"]
@@ -29,23 +32,27 @@ Body = tuple[bytes, ...]
 OnDone = Callable[[Reply], None]
 
 
-class _TooLate(NamedTuple):
+class _TooLate:
     """The reply to a waiter whose time is over before the shared call has ended."""
 
-    message: str
-    status: int = Status.DEADLINE_EXCEEDED
-    body: bytes = b""
+    __slots__ = ("body", "message", "status")
+
+    def __init__(self, timeout: float) -> None:
+        self.status = int(Status.DEADLINE_EXCEEDED)
+        self.message = f"no answer within {timeout:g} s"
+        self.body = b""
 
 
 class Coalescing:
     """An endpoint whose identical calls are one call of `endpoint`."""
 
-    __slots__ = ("__weakref__", "_flights", "endpoint", "loop", "saved")
+    __slots__ = ("_flights", "endpoint", "loop", "saved", "timers")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, saved: Counter) -> None:
         """`saved` counts the keys of calls that joined another."""
         self.endpoint = endpoint
         self.loop = loop
+        self.timers = Timers.of(loop)
         self.saved = saved
         self._flights: dict[Body, _Flight] = {}
 
@@ -53,22 +60,23 @@ class Coalescing:
         self, body: Body, timeout: float, on_done: OnDone, rows: int, through: Endpoint | None = None
     ) -> Pending:
         """`through`: the endpoint that is called if there is no call under way; None: the usual one."""
+        deadline = self.loop.time() + timeout
         flight = self._flights.get(body)
         if flight is not None:
             self.saved.value += rows
-            return flight.join(timeout, on_done)
-        flight = self._flights[body] = _Flight(self, body, rows, on_done)
-        flight.call = (through or self.endpoint).start(body, timeout, flight.ended, rows)
+            return flight.join(deadline, timeout, on_done)
+        flight = self._flights[body] = _Flight(self, body, rows, deadline, on_done)
+        endpoint = self.endpoint if through is None else through
+        flight.call = endpoint.start(body, timeout, flight.ended, rows)
         return flight
 
     def through(self, endpoint: Endpoint) -> Endpoint:
         """The same for one request, whose own calls go through this endpoint."""
         return _Through(self, endpoint)
 
-    def land(self, flight: _Flight) -> None:
-        """A flight is over: nobody joins it any more."""
-        if self._flights.get(flight.body) is flight:
-            del self._flights[flight.body]
+    def land(self, body: Body) -> None:
+        """The flight of this body is over: nobody joins it any more."""
+        del self._flights[body]
 
     def __repr__(self) -> str:
         return f"<Coalescing {len(self._flights)} calls in flight to {self.endpoint!r}>"
@@ -93,18 +101,21 @@ class _Through:
 class _Flight:
     """One call under way. It stands for its first waiter, too: nearly always there is no other."""
 
-    __slots__ = ("_followers", "_on_done", "_owner", "body", "call", "rows")
+    __slots__ = ("_followers", "_landed", "_on_done", "body", "call", "deadline", "owner", "rows")
 
-    def __init__(self, owner: Coalescing, body: Body, rows: int, on_done: OnDone) -> None:
+    def __init__(self, owner: Coalescing, body: Body, rows: int, deadline: float, on_done: OnDone) -> None:
+        self.owner = owner
         self.body = body
         self.rows = rows
+        self.deadline = deadline
+        """When the call itself ends at the latest, on the clock of the loop."""
         self.call: Pending | None = None
-        self._owner = owner
         self._on_done: OnDone | None = on_done
         self._followers: list[_Follower] = []
+        self._landed = False
 
-    def join(self, timeout: float, on_done: OnDone) -> Pending:
-        follower = _Follower(self, self._owner.loop, timeout, on_done)
+    def join(self, deadline: float, timeout: float, on_done: OnDone) -> Pending:
+        follower = _Follower(self, deadline, timeout, on_done)
         self._followers.append(follower)
         return follower
 
@@ -119,62 +130,101 @@ class _Flight:
         self._end_if_alone()
 
     def ended(self, reply: Reply) -> None:
-        self.call = None  # it knows this flight: together they would be the garbage collector's
-        self._owner.land(self)
+        if self._landed:  # the last waiter has left, and this is the call's way to say so
+            return
+        self._land()
+        on_done, self._on_done = self._on_done, None
         followers, self._followers = self._followers, []
         for follower in followers:
-            follower.hear(reply, self._owner.endpoint)
-        if self._on_done is not None:
-            self._on_done(reply)
+            follower.landed()
+        try:
+            if on_done is not None:
+                on_done(reply)
+        finally:
+            for follower in followers:
+                follower.hear(reply, self)
+
+    def _land(self) -> None:
+        self._landed = True
+        self.call = None  # it knows this flight: together they would be the garbage collector's
+        self.owner.land(self.body)
 
     def _end_if_alone(self) -> None:
-        if self._on_done is None and not self._followers:
-            self._owner.land(self)
-            call, self.call = self.call, None
-            if call is not None:
-                call.cancel()
+        call = self.call
+        if call is not None and self._on_done is None and not self._followers:
+            self._land()
+            call.cancel()
+
+    def __repr__(self) -> str:
+        return f"<_Flight about {self.rows} rows, joined by {len(self._followers)}>"
 
 
 class _Follower:
     """A waiter that joined a call that was under way."""
 
-    __slots__ = ("_call", "_deadline", "_flight", "_loop", "_on_done", "_timeout", "_timer")
+    __slots__ = ("_bucket", "_call", "_deadline", "_flight", "_on_done", "_timeout")
 
-    def __init__(
-        self, flight: _Flight, loop: asyncio.AbstractEventLoop, timeout: float, on_done: OnDone
-    ) -> None:
+    def __init__(self, flight: _Flight, deadline: float, timeout: float, on_done: OnDone) -> None:
         self._flight: _Flight | None = flight
-        self._loop = loop
+        """The call that it waits for, while that is under way."""
+        self._deadline = deadline
         self._timeout = timeout
-        self._deadline = loop.time() + timeout
-        self._on_done = on_done
+        self._on_done: OnDone | None = on_done
+        """Whom it tells; None once it has, or has left."""
         self._call: Pending | None = None
-        self._timer: asyncio.TimerHandle | asyncio.Handle = loop.call_at(self._deadline, self._too_late)
+        # Who came later has nearly always until later: the shared call ends in time for it.
+        self._bucket = flight.owner.timers.add(deadline, self) if deadline < flight.deadline else None
 
     def cancel(self) -> None:
-        self._timer.cancel()
-        if self._flight is not None:
-            flight, self._flight = self._flight, None
+        self._on_done = None
+        flight, call = self._flight, self._call
+        if flight is not None:
+            self.landed()
             flight.leave(self)
-        elif self._call is not None:
-            self._call.cancel()
+        elif call is not None:
+            self._call = None
+            call.cancel()
 
-    def hear(self, reply: Reply, endpoint: Endpoint) -> None:
-        """The shared call has ended. Goes on in a turn of its own: the first waiter must not wait for others."""
-        self._timer.cancel()
-        flight, self._flight = self._flight, None
-        assert flight is not None  # who has left hears nothing
-        if reply.status == Status.OK:
-            self._timer = self._loop.call_soon(self._on_done, reply)
-        else:
-            self._timer = self._loop.call_soon(self._ask_alone, endpoint, flight.body, flight.rows)
+    def landed(self) -> None:
+        """The shared call is no longer this one's."""
+        self._flight = None
+        if self._bucket is not None:
+            self._bucket.discard(self)
 
-    def _ask_alone(self, endpoint: Endpoint, body: Body, rows: int) -> None:
-        left = max(self._deadline - self._loop.time(), 0.0)
-        self._call = endpoint.start(body, left, self._on_done, rows)
+    def hear(self, reply: Reply, flight: _Flight) -> None:
+        """The shared call, which has landed, ended like this."""
+        on_done = self._on_done
+        if on_done is None:
+            return
+        try:
+            if reply.status:
+                self._ask_alone(flight, on_done)
+            else:
+                self._on_done = None
+                on_done(reply)
+        except Exception as error:  # noqa: BLE001 - one waiter's mistake must not cost the others their replies
+            flight.owner.loop.call_exception_handler(
+                {"message": f"on_done of {self!r} raised", "exception": error}
+            )
 
-    def _too_late(self) -> None:
-        flight, self._flight = self._flight, None
-        assert flight is not None  # the timer is cancelled with the flight
+    def expire(self) -> None:
+        """The deadline has passed, and the shared call is still under way. Called by the timers."""
+        on_done, flight = self._on_done, self._flight
+        assert on_done is not None  # who has left, or heard, is in no bucket
+        assert flight is not None
+        self._on_done = self._flight = None
         flight.leave(self)
-        self._on_done(_TooLate(f"no answer within {self._timeout:g} s"))
+        on_done(_TooLate(self._timeout))
+
+    def _ask_alone(self, flight: _Flight, on_done: OnDone) -> None:
+        left = self._deadline - flight.owner.loop.time()
+        if left > 0:
+            self._call = flight.owner.endpoint.start(flight.body, left, on_done, flight.rows)
+        else:
+            on_done(_TooLate(self._timeout))
+
+    def __repr__(self) -> str:
+        state = (
+            "waiting" if self._flight is not None else "asking alone" if self._call is not None else "over"
+        )
+        return f"<_Follower {state}>"

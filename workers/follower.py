@@ -208,7 +208,7 @@ class Follower:
 
     def _swept(self) -> None:
         self._sweep = None
-        closed = self._upstreams.close_unused()
+        closed = self._upstreams.close_unused(self._plans.living())
         if closed:
             log.info("upstreams closed: no config uses them", extra={"targets": closed})
         retiring = self._plans.retiring

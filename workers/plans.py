@@ -57,12 +57,18 @@ class PlanSet:
         self.active: Version | None = None
         self._prepared: dict[int, Version] = {}
         self._retired: list[weakref.ref[Plan]] = []
+        self._compiled: list[weakref.ref[Plan]] = []
 
     @property
     def retiring(self) -> int:
         """Plans of older versions that requests in flight still run on."""
         self._retired = [plan for plan in self._retired if plan() is not None]
         return len(self._retired)
+
+    def living(self) -> list[Plan]:
+        """Every plan that was compiled and is still held: by a version, or by a request."""
+        self._compiled = [plan for plan in self._compiled if plan() is not None]
+        return [plan for found in self._compiled if (plan := found()) is not None]
 
     def find(self, model_config_id: str) -> Plan:
         """The active plan of a model config. Raises BadRequest, with the reason why there is none."""
@@ -106,7 +112,8 @@ class PlanSet:
                 continue
             try:
                 config = SnapshotConfig(entry.digest, snapshot.document(name))
-                plans[name] = compile_plan(name, config, head.expressions)
+                plan = plans[name] = compile_plan(name, config, head.expressions)
+                self._compiled.append(weakref.ref(plan))
             except CompileError as error:
                 refused[name] = str(error)
                 log.error("config cannot be served", extra={"model_config_id": name, "reason": str(error)})

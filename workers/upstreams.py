@@ -1,13 +1,12 @@
 """The upstreams of a worker: one channel per address, shared by all plans; one endpoint per method of it.
 
-Plans hold their endpoints, and nobody else does: a channel that no endpoint uses any more can be closed.
+What plans call is kept as long as some plan lives that calls it; after that its channel can be closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from components.compile import CompileError
 from components.feature import Feature
@@ -35,7 +34,7 @@ COMPUTE = "/numerix.Numerix/Compute"
 class ChannelEndpoint:
     """One method on one channel, its headers encoded once."""
 
-    __slots__ = ("__weakref__", "_channel", "_meters", "_method")
+    __slots__ = ("_channel", "_meters", "_method")
 
     def __init__(self, channel: Channel, method: Method, meters: CallMeters) -> None:
         self._channel = channel
@@ -92,12 +91,8 @@ class WorkerUpstreams:
         self._settings = settings
         self._board = board
         self._channels: dict[tuple[str, bool], Channel] = {}
-        self._endpoints: weakref.WeakValueDictionary[tuple[str, bool, str], ChannelEndpoint] = (
-            weakref.WeakValueDictionary()
-        )
-        self._coalescing: weakref.WeakValueDictionary[ChannelEndpoint, Coalescing] = (
-            weakref.WeakValueDictionary()
-        )
+        self._endpoints: dict[tuple[str, bool, str], ChannelEndpoint] = {}
+        self._coalescing: dict[ChannelEndpoint, Coalescing] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def onfs(self) -> Endpoint:
@@ -141,12 +136,17 @@ class WorkerUpstreams:
         """All that are open."""
         return list(self._channels.values())
 
-    def close_unused(self) -> list[str]:
-        """Closes the channels that no plan uses any more; returns their targets."""
-        used = {(target, plaintext) for target, plaintext, _ in list(self._endpoints)}
-        unused = [key for key in self._channels if key not in used]
+    def close_unused(self, plans: Iterable[Plan]) -> list[str]:
+        """Closes the channels that none of these plans, all that are left, uses; returns their targets."""
+        used = [channel for plan in plans for channel in targets_of(plan).values()]
+        unused = [key for key, channel in self._channels.items() if channel not in used]
         for key in unused:
-            closing = asyncio.ensure_future(self._channels.pop(key).close())
+            channel = self._channels.pop(key)
+            for place, endpoint in list(self._endpoints.items()):
+                if endpoint.channel is channel:
+                    del self._endpoints[place]
+                    self._coalescing.pop(endpoint, None)
+            closing = asyncio.ensure_future(channel.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         return [target for target, _ in unused]

@@ -16,7 +16,7 @@ from components import compile as compiling
 from components.columns import byte_values, texts
 from components.compile import Bounds, compile_plan
 from components.feature_init import Brought, BroughtSlates, Column, initialize
-from dag.component import Call, Component, Endpoint, Failure, Pending, Reply, Scoring
+from dag.component import Component, Endpoint, Failure, Pending, Reply, Scoring
 from dag.config import ROOT, decode
 from dag.field_rules import components
 from dag.layout import Layout
@@ -207,8 +207,10 @@ def run(
     replies: list[Answer] | None = None
     while True:
         try:
-            calls: Sequence[Call] = next(steps) if replies is None else steps.send(replies)
+            calls = next(steps) if replies is None else steps.send(replies)
         except StopIteration:
+            return asked
+        if calls is None:
             return asked
         if rounds is not None:
             rounds.append(len(calls))

@@ -8,7 +8,8 @@ from dag.component import Component
 from dag.config import ModelConfig
 from dag.layout import Layout
 from dag.meters import PlanMeters
-from dag.plan import Answer, OutputColumns, Plan, Schedule
+from dag.plan import Answer, OutputColumns, Plan
+from dag.schedule import Schedule
 from shared.board import Board
 
 __all__ = ["EMPTY_LAYOUT", "plan_of"]

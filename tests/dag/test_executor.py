@@ -30,7 +30,7 @@ MIB = 1 << 20
 PATIENCE = 60.0
 """Seconds after which a test gives up; nothing takes nearly as long."""
 
-RETURNS, RAISES, IS_FULL = "returns", "raises", "is full"
+RETURNS, YIELDS, RAISES, IS_FULL = "returns", "yields None", "raises", "is full"
 
 
 class FakeLoop:
@@ -213,6 +213,9 @@ class Scripted:
             if script.end == IS_FULL:
                 request.full |= not request.over
                 raise MatrixFull("no room")
+            if script.end == YIELDS and not request.over:
+                request.finished.add(number)
+                yield None
         except (RuntimeError, MatrixFull):
             if script.end == RAISES and not request.over:
                 request.finished.add(number)
@@ -262,7 +265,7 @@ TIMEOUTS = st.sampled_from([0.5, 1.0, 3.0])
 SCRIPTS = st.builds(
     Script,
     st.lists(st.lists(TIMEOUTS, max_size=3).map(tuple), max_size=3).map(tuple),
-    st.sampled_from([RETURNS] * 8 + [RAISES, RAISES, IS_FULL]),
+    st.sampled_from([RETURNS] * 4 + [YIELDS] * 4 + [RAISES, RAISES, IS_FULL]),
 )
 
 

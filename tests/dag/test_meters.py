@@ -1,11 +1,10 @@
-"""What is measured of the components of a request, by a clock that the test moves."""
+"""What is measured of the components of a request."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dag import meters
 from dag.component import Failure
 from dag.meters import PlanMeters, Watch
 from shared.board import Board
@@ -19,37 +18,17 @@ from shared.metrics import (
 )
 
 
-class Clock:
-    """In seconds."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(meters, "monotonic", clock)
-    return clock
-
-
-def test_the_longest_chain_makes_the_critical_path(clock: Clock) -> None:
+def test_the_longest_chain_makes_the_critical_path() -> None:
     board = Board("worker-0")
-    plan = PlanMeters(board, "shop", ["fast", "slow", "rank"], {"slow": 7})
-    watch = Watch(plan, deadline=100.05)
-    watch.began(0, -1)
-    watch.began(1, -1)
-    clock.now = 100.01
-    watch.ended(0)
-    clock.now = 100.03
-    watch.ended(1)
-    watch.began(2, 1)
-    clock.now = 100.07
-    watch.ended(2)
-    watch.finished()
+    meters = PlanMeters(board, "shop", ["fast", "slow", "rank"], {"slow": 7}).components
+    fast, slow, rank = map(Watch, meters)
+    fast.begin(100.0, None, 100.05)
+    slow.begin(100.0, None, 100.05)
+    fast.end(100.01)
+    slow.end(100.03)
+    rank.begin(100.03, slow, 100.05)
+    rank.end(100.07)
+    rank.ended_last()
 
     def path(name: str) -> float:
         return board.counter(CRITICAL_PATH, "shop", name).value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dag.config import ROOT
 from dag.layout import Source
-from dag.plan import OutputColumn, Schedule, schedule
+from dag.plan import OutputColumn
+from dag.schedule import schedule
 from dag.topology import topology
 from shared.datatypes import DataType
 from tests.dag.plans import plan_of
@@ -27,7 +28,8 @@ def test_a_schedule_numbers_components_by_their_order() -> None:
 
 def test_a_chain() -> None:
     made = schedule(topology({"a": [ROOT], "b": ["a"], "c": ["b"]}, ["a", "b", "c"]))
-    assert made == Schedule((0,), (0, 1, 1), ((1,), (2,), ()))
+    assert (made.first, made.waits, made.releases) == ((0,), (0, 1, 1), ((1,), (2,), ()))
+    assert repr(made) == "<Schedule of 3 components, 1 of them start at once>"
 
 
 def test_plans_and_columns_say_what_they_are() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.board import RECENT, Board
 from shared.metrics import (
+    LATENCY_BOUNDS,
     LOOP_LAG,
     REQUEST_LATENCY,
     REQUESTS,
@@ -14,6 +20,7 @@ from shared.metrics import (
     UPSTREAM_WAITING,
     WORKER_IN_FLIGHT,
 )
+from tests.effort import tries
 
 
 @pytest.fixture
@@ -36,6 +43,24 @@ def test_observations_are_counted_by_bucket(board: Board) -> None:
     assert (latency.counts[0], latency.counts[1], latency.counts[-1]) == (2, 1, 1)
     assert sum(latency.counts) == latency.seen == 4
     assert latency.sum == pytest.approx(1e9 + 0.1251)
+
+
+@given(
+    st.lists(
+        st.floats(allow_nan=False)
+        | st.sampled_from(LATENCY_BOUNDS)
+        | st.sampled_from(LATENCY_BOUNDS).map(lambda bound: math.nextafter(bound, math.inf)),
+        max_size=30,
+    )
+)
+@tries(0.3)
+def test_the_bucket_is_that_of_a_search_whatever_came_before(values: list[float]) -> None:
+    found = Board("worker-0").histogram(REQUEST_LATENCY, "m", "retrieve")
+    counts = [0] * (len(LATENCY_BOUNDS) + 1)
+    for value in values:
+        found.observe(value)
+        counts[bisect.bisect_left(LATENCY_BOUNDS, value)] += 1
+    assert found.counts == counts
 
 
 def test_the_newest_observations_are_kept(board: Board) -> None:

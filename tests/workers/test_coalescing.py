@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dag.component import Pending, Reply
 from rpc.status import Status
+from rpc.timers import RESOLUTION
 from shared.board import Board
 from shared.metrics import CACHE_COALESCED
 from tests.components.running import Answer
@@ -39,6 +41,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.errors: list[BaseException] = []
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Handle]] = []
 
@@ -50,8 +53,8 @@ class Loop:
         heapq.heappush(self._due, (when, next(self._numbers), handle))
         return handle
 
-    def call_soon(self, callback: Callable[..., object], *args: Any) -> Handle:
-        return self.call_at(self.now, callback, *args)
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.errors.append(context["exception"])
 
     def run_until(self, when: float) -> None:
         while self._due and self._due[0][0] <= when:
@@ -204,7 +207,7 @@ def test_the_last_one_takes_the_call_along(world: World) -> None:
 def test_a_deadline_of_its_own_holds(world: World) -> None:
     first, second = world.ask(timeout=1.0), world.ask(timeout=0.25)
     world.loop.run_until(0.5)
-    assert second.heard == [(Status.DEADLINE_EXCEEDED, 0.25)]
+    assert second.heard == [(Status.DEADLINE_EXCEEDED, pytest.approx(0.25, abs=RESOLUTION))]
     world.upstream.open[0].end(FINE)
     assert first.heard == [(0, 0.5)]
 
@@ -218,17 +221,52 @@ def test_a_first_waiter_with_little_time_does_not_fail_the_others(world: World) 
     assert second.heard == [(0, 0.2)]
 
 
-def test_who_leaves_hears_nothing_however_far_it_is(world: World) -> None:
-    _, joined = world.ask(), world.ask()
+def test_who_joined_with_no_time_left_is_told_so_without_a_call(world: World) -> None:
+    world.ask(timeout=1.0)
+    joined = world.ask(timeout=1.0)
+    world.loop.run_until(1.0)  # the shared call, too, ends by its deadline
+    assert joined.heard == [(Status.DEADLINE_EXCEEDED, 1.0)]
+    assert len(world.upstream.started) == 1
+
+
+def test_waiters_are_told_in_the_order_in_which_they_came(world: World) -> None:
+    told: list[str] = []
+    for name in ("first", "second", "third"):
+        world.endpoint.start(A, 1.0, functools.partial(lambda name, _: told.append(name), name), 5)
     world.upstream.open[0].end(FINE)
-    joined.cancel()  # its answer was on the way
-    world.loop.run_until(1.0)
+    assert told == ["first", "second", "third"]
+
+
+def test_a_waiter_that_breaks_costs_the_others_nothing(world: World) -> None:
+    heard: list[Reply] = []
+
+    def broken(_: Reply) -> None:
+        raise RuntimeError("a mistake of its own")
+
+    for on_done in (broken, heard.append, broken, heard.append):
+        world.endpoint.start(A, 1.0, on_done, 5)
+    with pytest.raises(RuntimeError, match="a mistake"):  # the first one's is for whoever made the call
+        world.upstream.open[0].end(FINE)
+    assert heard == [FINE, FINE]
+    assert [str(error) for error in world.loop.errors] == ["a mistake of its own"]
+
+
+def test_a_waiter_may_leave_while_the_others_are_told(world: World) -> None:
+    joined: list[Asked] = []
+    world.endpoint.start(A, 1.0, lambda _: joined[0].cancel(), 5)
+    joined += [world.ask(), world.ask(timeout=0.5)]
+    world.upstream.open[0].end(FINE)
+    world.loop.run_until(2.0)
+    assert [one.heard for one in joined] == [[], [(0, 0.0)]]
+
+
+def test_who_leaves_hears_nothing_however_far_it_is(world: World) -> None:
     _, alone = world.ask(), world.ask()
     world.upstream.open[0].end(DOWN)
-    world.loop.run_until(1.5)
+    world.loop.run_until(0.5)
     alone.cancel()  # while its own call is under way
     world.loop.run_until(9.0)
-    assert joined.heard == alone.heard == []
+    assert alone.heard == []
     assert world.upstream.open == []
 
 
@@ -266,8 +304,9 @@ class Machine(RuleBasedStateMachine):
         waiting = [one for one in self.asked if not one.heard and not one.cancelled]
         for one in self.asked:
             assert len(one.heard) <= 1
-            assert all(when <= one.deadline for _, when in one.heard)
-        assert all(one.deadline > now for one in waiting)
+            assert all(when <= one.deadline + RESOLUTION for _, when in one.heard)
+        assert all(one.deadline > now - RESOLUTION for one in waiting)
+        assert not self.world.loop.errors
         bodies = {one.body for one in waiting}
         assert {call.body for call in self.world.upstream.open} == bodies
         assert len(self.world.upstream.open) <= len(waiting)

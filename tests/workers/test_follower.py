@@ -195,10 +195,10 @@ def test_channels_that_nothing_uses_are_closed(tell: Callable[[Story], None]) ->
         await world.serve({"config-map/a": world.at(port)})
         request = [world.plans.find("a")]
         await world.serve({"config-map/a": world.at(world.port)})
-        assert world.upstreams.close_unused() == [], "a request may still call it"
+        assert world.upstreams.close_unused(world.plans.living()) == [], "a request may still call it"
         request.clear()
-        assert world.upstreams.close_unused() == [f"127.0.0.1:{port}"]
-        assert world.upstreams.close_unused() == []
+        assert world.upstreams.close_unused(world.plans.living()) == [f"127.0.0.1:{port}"]
+        assert world.upstreams.close_unused(world.plans.living()) == []
         await other.close()
 
     tell(story)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from components.compile import CompileError
+from components.predator import Predator
 from dag.component import Endpoint, Reply
+from dag.plan import Plan
 from rpc.calls import ServerCall
 from rpc.server import Server
 from rpc.status import Status
@@ -116,31 +117,41 @@ def test_methods_of_one_address_share_a_channel_and_endpoints_are_kept() -> None
     tell(story)
 
 
+def plan_of(world: World, *models: str) -> Plan:
+    """A plan with one model that is called at each of these endpoints in turn."""
+    share = 100 // len(models)
+    model = {
+        "component": "rank",
+        "model_name": "ranker",
+        "model_end_points": [{"endpoint": endpoint, "percentage": share} for endpoint in models],
+        "inputs": [{"name": "in", "features": ["x"], "shape": [1], "data_type": "FP32"}],
+        "outputs": [{"name": "out", "model_scores": ["s"], "model_scores_dims": [[1]], "data_type": "FP32"}],
+    }
+    return compiled(config_of(predators=[model]), upstreams=world.upstreams)
+
+
 def test_a_channel_that_no_plan_uses_is_closed() -> None:
     async def story(world: World) -> None:
-        kept, dropped = world.upstreams.onfs(), world.upstreams.predator("127.0.0.1:1")
-        assert world.upstreams.close_unused() == []
-        del dropped
-        gc.collect()
-        assert world.upstreams.close_unused() == ["127.0.0.1:1"]
-        assert (await world.call(kept, b"x")).status == 0
+        kept, dropped = plan_of(world, "127.0.0.1"), plan_of(world, "127.0.0.1:1")
+        assert world.upstreams.close_unused([kept, dropped]) == []
+        assert world.upstreams.close_unused([kept]) == ["127.0.0.1:1"]
+        assert world.upstreams.close_unused([kept]) == []
+        again = plan_of(world, "127.0.0.1:1")
+        assert targets_of(again)["127.0.0.1:1"] is not targets_of(dropped)["127.0.0.1:1"]
+        (reply,) = [await world.call(route.endpoint, b"x") for route in model_of(kept).routes]
+        assert (reply.status, reply.body) == (0, b"re: x")
 
     tell(story)
 
 
+def model_of(plan: Plan) -> Predator:
+    (found,) = [component for component in plan.components if isinstance(component, Predator)]
+    return found
+
+
 def test_a_plan_knows_its_targets() -> None:
     async def story(world: World) -> None:
-        model = {
-            "component": "rank",
-            "model_name": "ranker",
-            "model_end_points": [{"endpoint": "a", "percentage": 40}, {"endpoint": "b:7", "percentage": 60}],
-            "inputs": [{"name": "in", "features": ["x"], "shape": [1], "data_type": "FP32"}],
-            "outputs": [
-                {"name": "out", "model_scores": ["s"], "model_scores_dims": [[1]], "data_type": "FP32"}
-            ],
-        }
-        plan = compiled(config_of(predators=[model]), upstreams=world.upstreams)
-        assert set(targets_of(plan)) == {f"a:{world.port}", "b:7"}
+        assert set(targets_of(plan_of(world, "a", "b:7"))) == {f"a:{world.port}", "b:7"}
 
     tell(story)
 
