@@ -253,7 +253,7 @@ async def _configs_and_upstreams(settings: Settings) -> list[Finding]:
     try:
         async with opened(settings) as source:
             texts = await _texts(source.read)
-            place = repr(source)
+            place = source.place(f"{CONFIGS}<model_config_id>")
     except (SourceError, TimeoutError, OSError) as error:
         reason = str(error) or f"nothing was read within {SOURCE_SECONDS:g} s"
         advice = "see that ETCD_SERVER answers" if settings.etcd.servers else "set INFERFLOW_CONFIG_DIR"
@@ -291,7 +291,7 @@ def _verdicts(settings: Settings, texts: Mapping[str, SourceText], place: str) -
                     expressions[key.removeprefix(EXPRESSIONS)] = read_expression(text)
     names = sorted(key.removeprefix(CONFIGS) for key in texts if key.startswith(CONFIGS))
     if not names:
-        yield Finding("bad", "configs", f"there are none in {place}", "put a model config there")
+        yield Finding("bad", "configs", f"there is no model config: {place}", "put one there")
     for name in names:
         verdict = judge(name, texts[CONFIGS + name], expressions)
         if verdict.errors:

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command and returns its exit code; 2 for arguments that cannot be used.
+    """Runs one sub-command and returns its exit code; 2 for arguments that cannot be used, 130 after Ctrl-C.
 
     `argv` are the arguments without the program's name; None: those of this process.
     """
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # `inferflow … | head`: the reader has enough. Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

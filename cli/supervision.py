@@ -1,15 +1,16 @@
 """What supervisord does for Inferflow besides starting and stopping: a plugin of it, loaded by supervisord.conf.
 
-It keeps the books of processes that end by themselves (`shared.crashes`), and changes the number of processes of
-a program while the others go on, which supervisord by itself cannot. Its methods are XML-RPC calls `inferflow.…`
-on supervisor.sock. Everything here runs in supervisord's one thread: nothing may block, and what raises would
-end the pod, so a file that cannot be written is told to the log.
+It keeps the books of processes that end by themselves (`shared.crashes`), remembers the last lines of all of them,
+and changes the number of processes of a program while the others go on, which supervisord by itself cannot. Its
+methods are XML-RPC calls `inferflow.…` on supervisor.sock. Everything here runs in the one thread of supervisord:
+nothing may block, and what raises would end the pod, so a file that cannot be written is told to the log.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ __all__ = ["COUNTS", "Supervision", "make"]
 COUNTS = {"worker": "INFERFLOW_WORKERS"}
 """Programs whose number can change, and the variable that supervisord.conf takes it from."""
 
+TAIL = 8 << 10
+"""Bytes that are kept of what each process wrote: enough for a line with a traceback."""
+
 
 def make(supervisord: Any) -> Supervision:
     """The plugin's factory, called once by supervisord."""
@@ -39,6 +43,8 @@ class Supervision:
     def __init__(self, supervisord: Any, run_dir: Path) -> None:
         self._supervisord = supervisord
         self._crashes = Crashes(run_dir)
+        self._tails: dict[str, tuple[int, bytes]] = {}  # by name: process id, its last bytes
+        events.subscribe(events.ProcessLogStdoutEvent, self._wrote)
         events.subscribe(events.ProcessStateExitedEvent, self._exited)
         events.subscribe(events.ProcessStateBackoffEvent, self._failed)
         events.subscribe(events.SupervisorStoppingEvent, self._stopping)
@@ -69,6 +75,7 @@ class Supervision:
                 continue
             if process.get_state() in STOPPED_STATES:
                 del group.processes[name]
+                self._forget(name)
             else:
                 running.append(f"{program}:{name}")
         group.config = wanted
@@ -81,7 +88,31 @@ class Supervision:
         options.process_config(do_usage=False)
         return next(config for config in options.process_group_configs if config.name == program)
 
+    # --- last lines
+
+    def lastLine(self, name: str) -> dict[str, Any]:
+        """The last line that a process (`worker_0`) wrote, and the id of the process that wrote it.
+
+        `{"pid": 0, "line": ""}` when nothing was written. What XML cannot hold is left out.
+        """
+        pid, tail = self._tails.get(name, (0, b""))
+        text = "".join(each if each.isprintable() else "\n" for each in tail.decode(errors="replace"))
+        lines = [line for line in text.split("\n") if line.strip()]
+        return {"pid": pid, "line": lines[-1] if lines else ""}
+
+    def _wrote(self, event: Any) -> None:
+        """A process wrote something, in pieces as the pipe gave them."""
+        name = event.process.config.name
+        pid, tail = self._tails.get(name, (0, b""))
+        before = tail if pid == event.pid else b""
+        self._tails[name] = event.pid, (before + event.data)[-TAIL:]
+
     # --- the books
+
+    def _forget(self, name: str) -> None:
+        """It is no part of the pod any more, so that nobody is told of how it ended."""
+        self._tails.pop(name, None)
+        self._keep(lambda: self._crashes.forget(name))
 
     def _exited(self, event: Any) -> None:
         status = event.process.exitstatus
@@ -91,13 +122,17 @@ class Supervision:
         self._note(event.process, "an exit soon after its start")
 
     def _note(self, process: Any, how: str) -> None:
+        self._keep(lambda: self._crashes.ended(process.config.name, how))
+
+    def _keep(self, write: Callable[[], None]) -> None:
         try:
-            self._crashes.ended(process.config.name, how)
+            write()
         except OSError as error:
             self._supervisord.options.logger.warn(f"{self._crashes!r}: {error}")
 
     def _stopping(self, _event: Any) -> None:
         """Nothing is worth a note any more, and no file stays behind."""
+        events.unsubscribe(events.ProcessLogStdoutEvent, self._wrote)
         events.unsubscribe(events.ProcessStateExitedEvent, self._exited)
         events.unsubscribe(events.ProcessStateBackoffEvent, self._failed)
         self._crashes.remove()

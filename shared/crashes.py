@@ -53,6 +53,14 @@ class Crashes:
         before = self._ends.get(name, Ends(0, (), ""))
         times = (*before.times, time.monotonic() if now is None else now)[-LOOP_ENDS:]
         self._ends[name] = Ends(before.total + 1, times, how)
+        self._write()
+
+    def forget(self, name: str) -> None:
+        """A process is no part of the pod any more. Raises OSError when that cannot be written down."""
+        if self._ends.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps({name: asdict(ends) for name, ends in self._ends.items()}))
         os.replace(new, self._path)

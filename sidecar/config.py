@@ -140,6 +140,8 @@ class ConfigSidecar:
         self._cache_bytes = cache_bytes
         self._cache: Segment | None = None
         self._problems: dict[str, tuple[str, ...]] = {}
+        self._is_empty = False  # the source has been read, and has no model config
+        self._told = ""  # the notice that workers were told
         self._timers: list[asyncio.TimerHandle] = []
 
     def __repr__(self) -> str:
@@ -185,7 +187,8 @@ class ConfigSidecar:
             self._source_is_away(str(error))
             return
         active = self.activation.active
-        if active and active.content.configs and not any(key.startswith(CONFIGS) for key in texts):
+        self._is_empty = not any(key.startswith(CONFIGS) for key in texts)
+        if active and active.content.configs and self._is_empty:
             place = self.source.place(CONFIGS + "…")
             self._source_is_away(
                 f"{place}: there is no model config any more; taken for lost, not for deleted"
@@ -196,7 +199,7 @@ class ConfigSidecar:
         if self.source_error:
             self.source_error = ""
             log.info("configs can be read again")
-            self._tell_notice()
+        self._tell_notice()
         self.judge()
 
     def _source_is_away(self, reason: str) -> None:
@@ -209,11 +212,19 @@ class ConfigSidecar:
     def notice(self) -> str:
         """What an operator should know of the configs as a whole; usually nothing."""
         if not self.source_error:
-            return ""
+            if not self._is_empty:
+                return ""
+            return (
+                f"there is no model config, so every request is refused: {self.source.place(CONFIGS + '…')}"
+            )
         what = "there are none yet" if self.activation.active is None else "the last good ones are served"
         return f"configs cannot be read, {what}: {self.source_error}"
 
     def _tell_notice(self) -> None:
+        """Tells the workers, if it is another one than they were told last."""
+        if self.notice == self._told:
+            return
+        self._told = self.notice
         for peer in self._peers.values():
             if peer.worker is not None:
                 peer.stream.send(Notice(self.notice).encode())

@@ -67,6 +67,11 @@ def asking(pod: Pod, clients: int) -> Load:
     return Load(ask, clients)
 
 
+def told(said: str) -> list[str]:
+    """The steps of a restart, without what it waited for on a slow machine."""
+    return [line for line in said.splitlines() if "waits: " not in line]
+
+
 def titles(pod: Pod, kind: str) -> dict[str, int]:
     return {title: pid for title, pid in pod.processes().items() if kind in title}
 
@@ -88,7 +93,7 @@ def test_everything_restarted_one_after_another(upstreams: UpstreamProcess) -> N
         assert not set(after.values()) & set(before.values()), "every process is another one"
         in_turn = ["config", "frontdoor_0", "frontdoor_1", "logs", "worker_0", "worker_1"]
         steps = [f"{name}: {step}" for name in in_turn for step in ("stopping", "serves")]
-        assert said.splitlines() == steps
+        assert told(said) == steps
         assert "ended" not in pod.get("/health/ready")[1], "what was asked for is no crash"
 
 
@@ -105,6 +110,43 @@ def test_one_worker_three_workers_one_worker(upstreams: UpstreamProcess) -> None
             load.stop()
         assert load.errors == []
         assert load.answers
+
+
+def test_an_only_worker_is_restarted_beside_another(upstreams: UpstreamProcess) -> None:
+    """Requests do not wait for it: with INFERFLOW_WAIT_MS=0 each that found no worker would fail."""
+    with Pod(CONFIGS, upstreams=upstreams.port, INFERFLOW_WAIT_MS="0") as pod:
+        (before,) = titles(pod, "worker").values()
+        load = asking(pod, clients=2)
+        try:
+            said = inferflow(pod, "restart", "worker")
+        finally:
+            load.stop()
+        assert load.errors == []
+        (after,) = titles(pod, "worker").values()
+        assert after != before
+        assert told(said) == [
+            "worker_1: starts, because no worker but worker_0 serves",
+            "worker_1: serves",
+            "worker_0: stopping",
+            "worker_0: serves",
+            "worker_1: stopping",
+        ]
+
+
+def test_a_worker_that_does_not_come_up_is_told_of_and_the_pod_serves_on(upstreams: UpstreamProcess) -> None:
+    expected = ["uncaught"]  # the beginning of what a worker says that cannot use its run directory
+    with Pod(CONFIGS, upstreams=upstreams.port, expected_errors=expected) as pod:
+        (before,) = titles(pod, "worker").values()
+        pod.run_dir.chmod(0o755)
+        said = inferflow(pod, "restart", "worker", code=4)
+        pod.run_dir.chmod(0o700)
+        assert "worker_1 does not serve after" in said
+        assert "it ends by itself, with exit status 1; its last line: critical: uncaught: RunDirError" in said
+        assert "worker_0 served all the time" in said
+        assert titles(pod, "worker") == {"inferflow: worker 0": before}
+        status, document = pod.ready()
+        assert status == 200
+        assert "notice" not in document, "what is no part of the pod any more is no crash loop of it"
 
 
 def test_what_cannot_be_done_is_refused(upstreams: UpstreamProcess) -> None:

@@ -53,3 +53,12 @@ def test_rare_ends_are_no_loop(tmp_path: Path) -> None:
         crashes.ended("worker_0", "a signal", LOOP_SECONDS * end)
     assert looping(read(tmp_path), LOOP_SECONDS * 9) == []
     assert read(tmp_path)["worker_0"].total == 10
+
+
+def test_what_is_no_part_of_the_pod_any_more_is_forgotten(tmp_path: Path) -> None:
+    crashes = Crashes(tmp_path)
+    crashes.ended("worker_0", "a signal", 1.0)
+    crashes.ended("worker_1", "a signal", 2.0)
+    crashes.forget("worker_1")
+    crashes.forget("worker_2")
+    assert read(tmp_path).keys() == {"worker_0"}

@@ -29,6 +29,8 @@ from sidecar.log_sidecar import SOCKET, LogSidecar
 from tests.sidecar.lending import document, expected, matrix_of, rows_of, version
 
 MIB = 1 << 20
+REFUSED_SECONDS = 0.01
+"""Before a worker offers again what was refused: else it takes the processor from the log sidecar."""
 
 
 class LookingSink:
@@ -78,6 +80,7 @@ async def worker(run_dir: Path, index: int) -> None:
             notes = Notes(1, b"%d" % mark, "t", "u", "", 7, {}, [])
             if not link.lend(matrix, None, lambda notes=notes: notes, version(), lambda: introduction):  # type: ignore[misc]
                 pool.release(matrix.slot)
+                await asyncio.sleep(REFUSED_SECONDS)
         await asyncio.sleep(0.001)
     while link.ledger.books().held:  # noqa: ASYNC110 - the books tell nobody
         await asyncio.sleep(0.01)

@@ -223,8 +223,13 @@ def test_two_workers_get_the_same_version_and_its_changes(run_dir: Path) -> None
 
 def test_no_configs_are_a_version_that_workers_can_be_ready_with(run_dir: Path) -> None:
     async def main() -> None:
-        async with sidecar(run_dir, Shelf({})) as path:
+        shelf = Shelf({})
+        async with sidecar(run_dir, shelf) as path:
             worker = await Worker(path).until(lambda worker: worker.active["configs"] == {})
+            await worker.until_noticed("there is no model config, so every request is refused: config-map/…")
+            shelf.put_all({"config-map/a": config()})
+            await worker.until_serving(a="configs")
+            await worker.until_noticed("")
             await worker.link.close()
 
     run(main())
