@@ -70,26 +70,21 @@ def _callee(function: Function) -> Function:
     return cast(Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
 
 
-def _maker(function: Function) -> Function:
-    """A `_callee` that makes arrays, as the kernels that call it say of themselves."""
-    return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
-
-
 def _merged(function: Function) -> Function:
     """A callee that LLVM puts into its callers, with constants for what is constant there."""
     return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
 
 
-def _kernel(signature: Any, *, makes_arrays: bool = False) -> Callable[[Function], Function]:
+def _kernel(signature: Any) -> Callable[[Function], Function]:
     """Compiled for this signature when the module is imported, or taken from the cache.
 
-    Only what makes arrays has numba's runtime: it counts who holds an array, with an atomic instruction wherever
-    one is handed on in a loop. The caller holds those that a kernel takes. (Without it a call costs half as much,
-    and a kernel of small functions a tenth.)
+    Without numba's runtime, so kernels make no arrays: what they need comes with the call. The runtime counts who
+    holds an array, with an atomic instruction wherever one is handed on in a loop. The caller holds those that a
+    kernel takes. (Without it a call costs half as much, and a kernel of small functions a tenth.)
     """
     return cast(
         Callable[[Function], Function],
-        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=makes_arrays),
+        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False),
     )
 
 

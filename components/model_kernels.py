@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from components.kernels import (
     ABSENT,
@@ -36,6 +37,8 @@ from components.kernels import (
 )
 
 __all__ = ["read_model_scores", "score_plan"]
+
+I64_OUT = types.int64[::1]
 
 NAME, NAME_SIZE, TYPE, TYPE_SIZE, WIDTH = range(5)  # columns of the table of outputs
 OUTPUT, FIRST, SIZE, COLUMN = range(4)  # columns of the table of scores
@@ -190,7 +193,7 @@ def _fits(plan, lines):
     return lines >= 0
 
 
-@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT), makes_arrays=True)
+@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT, I64_OUT))
 def read_model_scores(
     bodies: Any,
     ends: Any,
@@ -202,6 +205,7 @@ def read_model_scores(
     height: Any,
     heap: Any,
     codes: Any,
+    found: Any,
 ) -> int:
     """Writes a block of scores from ModelInferResponses that stand one after the other.
 
@@ -211,8 +215,9 @@ def read_model_scores(
     heap, cells_at, states_at as in CellBlock, which has `height` lines; plan as `score_plan` makes it. All states
     are written: ABSENT where there is no score.
     codes [answers]: 0, or why nothing was written of an answer; a single one needs no codes. UNUSUAL: other outputs
-    than these in this order, or other numbers of rows. Returns how many answers have no scores, or NO_ROOM when the
-    arguments do not fit each other. Reference: triton_wire.decode_outputs and predator._Scores.
+    than these in this order, or other numbers of rows. `found` is scratch: two for each output. Returns how many
+    answers have no scores, or NO_ROOM when the arguments do not fit each other.
+    Reference: triton_wire.decode_outputs and predator._Scores.
     """
     answers = bounds.shape[0] - 1
     if ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0):
@@ -232,6 +237,8 @@ def read_model_scores(
     if not _fits(plan, height):
         return NO_ROOM
     columns, wanted, scored = plan[0], plan[1], plan[2]
+    if found.shape[0] < 2 * wanted:
+        return NO_ROOM
     tables = HEAD + 5 * wanted + 4 * scored
     outputs = plan[HEAD : HEAD + 5 * wanted].reshape(wanted, 5)
     scores = plan[HEAD + 5 * wanted : tables].reshape(scored, 4)
@@ -243,7 +250,7 @@ def read_model_scores(
         return NO_ROOM
     for cell in range(states_at, states_at + height * columns):
         heap[cell] = ABSENT
-    places = np.zeros((wanted, 2), np.int64)
+    places = found[: 2 * wanted].reshape(wanted, 2)
     bad = 0
     for i in range(answers):
         asked = bounds[i + 1] - bounds[i]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from components.feature import cause
 from components.groups import Groups, batches, joined
 from components.model_kernels import read_model_scores, score_plan
+from components.scratch import scratch
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
 from components.wire import WireError
@@ -328,13 +329,14 @@ class _Reader:
         answers = len(replies)
         codes = NO_LINES if answers == 1 else np.empty(answers, np.int32)
         places = NO_LINES if lines is None else np.array(lines, np.int32)
+        found = scratch.carriers(2 * self._outputs)
         left = 0
         for number, plan in enumerate(self._plans):
             block = blocks[number]
             assert isinstance(block, CellBlock)
             left = read_model_scores(
                 packed, ends, groups.limits, places, plan,
-                block.cells_at, block.states_at, block.lines, block.heap, codes,
+                block.cells_at, block.states_at, block.lines, block.heap, codes, found,
             )  # fmt: skip
             assert left >= 0, left
         if not left:

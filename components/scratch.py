@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.shm_matrix import Bytes
 
@@ -20,6 +21,13 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.out: Bytes = np.empty(1 << 16, np.uint8)
         self.heap: Bytes = np.empty(1 << 16, np.uint8)
+        self._carriers: npt.NDArray[np.int64] = np.empty(1 << 10, np.int64)
+
+    def carriers(self, count: int) -> npt.NDArray[np.int64]:
+        """Room for so many numbers at least, on their way from one type into another."""
+        if count > len(self._carriers):
+            self._carriers = np.empty(2 * count, np.int64)
+        return self._carriers
 
     def grow_out(self) -> None:
         self.out = np.empty(2 * len(self.out), np.uint8)

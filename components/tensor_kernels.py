@@ -2,8 +2,8 @@
 
 The rules are those of `components.kernels`, the conversions those of `components.numbers.convert`, bit by bit.
 A row is converted in two steps over small buffers, from its type into a carrier (float64, or int64, which hold
-every number of the narrower types) and from there into the type that is wanted: 14 + 14 loops instead of 14 × 14,
-each of which the compiler can unroll.
+every number of the narrower types) and from there into the type that is wanted: 14 + 14 loops instead of 14 × 14.
+Their indices are unsigned and their buffers typed, so that the compiler can make vectors of them.
 
 Kernels of one file may call each other: a cached kernel is compiled again when *its* file changes, and only then.
 What is taken from `components.kernels` is too small to change.
@@ -26,17 +26,18 @@ from components.kernels import (
     I32_2,
     I64_2,
     INT,
+    NO_ROOM,
     U8,
     UNUSUAL,
     VALUE,
     _callee,
+    _copy,
     _inline,
     _kernel,
-    _maker,
 )
 from shared.datatypes import DataType
 
-__all__ = ["cell_recipe", "common_size", "gather_cells", "gather_values"]
+__all__ = ["CARRIERS", "cell_recipe", "common_size", "gather_cells", "gather_values"]
 
 # Plain numbers, because kernels take no enums.
 FP8E5M2, FP8E4M3, FP16, FP32, FP64 = 1, 2, 3, 4, 5
@@ -52,6 +53,7 @@ FP8E5M2_BITS = _BYTES.view(DataType.FP8E5M2.dtype).astype(np.float32).view(np.ui
 FP8E4M3_BITS = _BYTES.view(DataType.FP8E4M3.dtype).astype(np.float32).view(np.uint32)
 
 U8_2_OUT = types.uint8[:, ::1]
+I64_OUT = types.int64[::1]
 
 
 @_inline
@@ -139,151 +141,208 @@ def _whole_unsigned(number):
     return np.int64(number) if number == number else np.int64(0)
 
 
-@_callee
-def _load(source, data, start, count, bits, carried, integers, at):
-    """Elements start … of `data` into the carrier of their type, from place `at` on.
-
-    bits: uint32, those of a float of up to 32 bits; carried: float64; integers: int64. The caller vouches for
-    all bounds.
-    """
-    singles = bits.view(np.float32)
-    if source == FP32:
-        for i in range(count):
-            p = start + 4 * i
-            bits[at + i] = (
-                np.uint32(data[p])
-                | (np.uint32(data[p + 1]) << np.uint32(8))
-                | (np.uint32(data[p + 2]) << np.uint32(16))
-                | (np.uint32(data[p + 3]) << np.uint32(24))
-            )
-    elif source == FP16:
-        for i in range(count):
-            p = start + 2 * i
-            bits[at + i] = _bits_of_half(np.uint32(data[p]) | (np.uint32(data[p + 1]) << np.uint32(8)))
-    elif source == FP8E5M2:
-        for i in range(count):
-            bits[at + i] = FP8E5M2_BITS[data[start + i]]
-    elif source == FP8E4M3:
-        for i in range(count):
-            bits[at + i] = FP8E4M3_BITS[data[start + i]]
-    if source <= FP32:
-        for i in range(count):
-            carried[at + i] = singles[at + i]
-        return
-    size = SIZES[source]
-    signed = source >= INT8 and source <= INT64
-    for i in range(count):
-        p = start + size * i
-        number = np.int64(0)
-        for b in range(size):
-            number |= np.int64(data[p + b]) << (8 * b)
-        if signed and size < 8 and data[p + size - 1] >= 0x80:
-            number -= np.int64(1) << (8 * size)
-        if source == BOOL and number != 0:
-            number = np.int64(1)
-        integers[at + i] = number
-    if source == FP64:
-        doubles = integers.view(np.float64)
-        for i in range(at, at + count):
-            carried[i] = doubles[i]
+CARRIERS = 4  # int64 an element that is converted needs
 
 
 @_inline
-def _put_words(words, count, size, out, at):
-    """The low `size` bytes of each of the words."""
-    for i in range(count):
-        word = words[i]
-        for b in range(size):
-            out[at] = (word >> (8 * b)) & 0xFF
-            at += 1
+def _carriers(carriers):
+    """The carriers in `carriers` (int64): integers, floats as float64, bits of floats of up to 32 bits; and bytes.
+
+    The bytes are those of elements before they are carried, and after that.
+    """
+    count = carriers.shape[0] // CARRIERS
+    return (
+        carriers[:count],
+        carriers[count : 2 * count].view(np.float64),
+        carriers[2 * count : 3 * count].view(np.uint32),
+        carriers[3 * count : 4 * count].view(np.uint8),
+    )
+
+
+@_inline
+def _widened(narrow, count, integers, at):
+    """Integers of any width as int64."""
+    to = np.uint64(at)
+    for i in range(np.uint64(count)):
+        integers[to + i] = np.int64(narrow[i])
 
 
 @_callee
-def _store(source, target, count, bits, carried, integers, out, at):
-    """The first `count` carried elements as `target`, into `out` from `at` on.
+def _load(source, data, start, count, carriers, at):
+    """Elements start … of `data` into the carrier of their type, from place `at` on; see `_carriers`.
 
-    `carried` is what is stored when `source` is a float type, else `integers`; both may be overwritten.
+    The caller vouches for all bounds.
     """
+    integers, carried, bits, plain = _carriers(carriers)
+    _copy(data, start, count * SIZES[source], plain, 0)
+    to = np.uint64(at)
+    if source <= FP32:
+        singles = bits.view(np.float32)
+        if source == FP32:
+            _copy(plain, 0, 4 * count, bits.view(np.uint8), 4 * at)
+        elif source == FP16:
+            halves = plain.view(np.uint16)
+            for i in range(np.uint64(count)):
+                bits[to + i] = _bits_of_half(halves[i])
+        elif source == FP8E5M2:
+            for i in range(np.uint64(count)):
+                bits[to + i] = FP8E5M2_BITS[plain[i]]
+        else:
+            for i in range(np.uint64(count)):
+                bits[to + i] = FP8E4M3_BITS[plain[i]]
+        for i in range(to, to + np.uint64(count)):
+            carried[i] = singles[i]
+    elif source == FP64:
+        _copy(plain, 0, 8 * count, carried.view(np.uint8), 8 * at)
+    elif source == BOOL:
+        for i in range(np.uint64(count)):
+            integers[to + i] = plain[i] != 0
+    elif source == INT8:
+        _widened(plain.view(np.int8), count, integers, at)
+    elif source == INT16:
+        _widened(plain.view(np.int16), count, integers, at)
+    elif source == INT32:
+        _widened(plain.view(np.int32), count, integers, at)
+    elif source == UINT8:
+        _widened(plain, count, integers, at)
+    elif source == UINT16:
+        _widened(plain.view(np.uint16), count, integers, at)
+    elif source == UINT32:
+        _widened(plain.view(np.uint32), count, integers, at)
+    else:  # INT64, and the bits of a UINT64
+        _widened(plain.view(np.int64), count, integers, at)
+
+
+@_inline
+def _clear(start, count, carriers):
+    """Zeros in all carriers."""
+    integers, carried, bits, _ = _carriers(carriers)
+    for i in range(np.uint64(start), np.uint64(start + count)):
+        integers[i] = 0
+        carried[i] = 0.0
+        bits[i] = 0
+
+
+@_inline
+def _to_singles(source, count, carriers):
+    """The carried elements as float32, where those of small floats are already."""
+    integers, carried, bits, _ = _carriers(carriers)
     singles = bits.view(np.float32)
-    floats = source <= FP64
+    if source == FP64:
+        for i in range(np.uint64(count)):
+            singles[i] = np.float32(carried[i])
+    elif source == UINT64:
+        for i in range(np.uint64(count)):
+            singles[i] = np.float32(np.uint64(integers[i]))
+    elif source > FP64:
+        for i in range(np.uint64(count)):
+            singles[i] = np.float32(integers[i])
+
+
+@_inline
+def _to_doubles(source, count, carriers):
+    """The carried elements as float64."""
+    integers, carried, bits, plain = _carriers(carriers)
+    doubles, words = plain.view(np.float64), plain.view(np.int64)
+    if source == UINT64:
+        for i in range(np.uint64(count)):
+            doubles[i] = np.float64(np.uint64(integers[i]))
+    elif source > FP64:
+        for i in range(np.uint64(count)):
+            doubles[i] = np.float64(integers[i])
+    else:
+        for i in range(np.uint64(count)):
+            doubles[i] = carried[i]
+        if source == FP16:
+            for i in range(np.uint64(count)):
+                if carried[i] != carried[i]:
+                    # Signalling or quiet, as it is: the processor's conversions make every NaN quiet.
+                    sign = np.int64(bits[i] >> np.uint32(31)) << 63
+                    words[i] = sign | 0x7FF0000000000000 | (np.int64(bits[i] & np.uint32(0x7FFFFF)) << 29)
+
+
+@_inline
+def _to_integers(target, count, carriers):
+    """The carried floats as integers of type `target`, each in an int64."""
+    integers, carried, _, _ = _carriers(carriers)
+    for i in range(np.uint64(count)):
+        number = carried[i]
+        if target == INT8:
+            integers[i] = _whole(number, -128, -128.0, 128.0, 127)
+        elif target == INT16:
+            integers[i] = _whole(number, -32768, -32768.0, 32768.0, 32767)
+        elif target == INT32:
+            integers[i] = _whole(number, -2147483648, -2147483648.0, 2147483648.0, 2147483647)
+        elif target == INT64:
+            integers[i] = _whole(
+                number,
+                -9223372036854775808,
+                -9223372036854775808.0,
+                9223372036854775808.0,
+                9223372036854775807,
+            )
+        elif target == UINT8:
+            integers[i] = _whole(number, 0, -2147483648.0, 2147483648.0, 0xFF)
+        elif target == UINT16:
+            integers[i] = _whole(number, 0, -2147483648.0, 2147483648.0, 0xFFFF)
+        elif target == UINT32:
+            integers[i] = _whole(number, 0, -9223372036854775808.0, 9223372036854775808.0, 0xFFFFFFFF)
+        else:
+            integers[i] = _whole_unsigned(number)
+
+
+@_callee
+def _store(source, target, count, carriers, out, at):
+    """The first `count` carried elements as `target`, into `out` from `at` on; all carriers may be overwritten."""
+    integers, carried, bits, plain = _carriers(carriers)
     if target == FP64:
-        doubles = integers.view(np.float64)
-        for i in range(count):
-            if source == FP16 and carried[i] != carried[i]:
-                # Signalling or quiet, as it is: the processor's conversions make every NaN quiet.
-                sign = np.int64(bits[i] >> np.uint32(31)) << 63
-                integers[i] = sign | 0x7FF0000000000000 | (np.int64(bits[i] & np.uint32(0x7FFFFF)) << 29)
-            elif floats:
-                doubles[i] = carried[i]
-            elif source == UINT64:
-                doubles[i] = np.float64(np.uint64(integers[i]))
-            else:
-                doubles[i] = np.float64(integers[i])
-        _put_words(integers, count, 8, out, at)
-        return
-    if target <= FP32:
-        if source == FP64:
-            for i in range(count):
-                singles[i] = np.float32(carried[i])
-        elif floats:
-            pass  # the bits are there already
-        elif source == UINT64:
-            for i in range(count):
-                singles[i] = np.float32(np.uint64(integers[i]))
-        else:
-            for i in range(count):
-                singles[i] = np.float32(integers[i])
+        _to_doubles(source, count, carriers)
+    elif target <= FP32:
+        _to_singles(source, count, carriers)
         if target == FP32:
-            for i in range(count):
-                word = bits[i]
-                out[at] = word & 0xFF
-                out[at + 1] = (word >> 8) & 0xFF
-                out[at + 2] = (word >> 16) & 0xFF
-                out[at + 3] = (word >> 24) & 0xFF
-                at += 4
-        elif target == FP16:
-            for i in range(count):
-                half = _truncated_half(bits[i])
-                out[at] = half & 0xFF
-                out[at + 1] = (half >> 8) & 0xFF
-                at += 2
+            _copy(bits.view(np.uint8), 0, 4 * count, out, at)
+            return
+        if target == FP16:
+            halves = plain.view(np.uint16)
+            for i in range(np.uint64(count)):
+                halves[i] = _truncated_half(bits[i])
         elif target == FP8E5M2:
-            for i in range(count):
-                out[at + i] = _rounded_byte(bits[i], 2, -14, 0x7C, 0x7B, 0x7E)
+            for i in range(np.uint64(count)):
+                plain[i] = _rounded_byte(bits[i], 2, -14, 0x7C, 0x7B, 0x7E)
         else:
-            for i in range(count):
-                out[at + i] = _rounded_byte(bits[i], 3, -6, 0x7F, 0x7E, 0x7F)
-        return
-    if target == BOOL:
-        for i in range(count):
-            out[at + i] = carried[i] != 0 if floats else integers[i] != 0
-        return
-    if floats:
-        for i in range(count):
-            number = carried[i]
-            if target == INT8:
-                integers[i] = _whole(number, -128, -128.0, 128.0, 127)
-            elif target == INT16:
-                integers[i] = _whole(number, -32768, -32768.0, 32768.0, 32767)
-            elif target == INT32:
-                integers[i] = _whole(number, -2147483648, -2147483648.0, 2147483648.0, 2147483647)
-            elif target == INT64:
-                integers[i] = _whole(
-                    number,
-                    -9223372036854775808,
-                    -9223372036854775808.0,
-                    9223372036854775808.0,
-                    9223372036854775807,
-                )
-            elif target == UINT8:
-                integers[i] = _whole(number, 0, -2147483648.0, 2147483648.0, 0xFF)
-            elif target == UINT16:
-                integers[i] = _whole(number, 0, -2147483648.0, 2147483648.0, 0xFFFF)
-            elif target == UINT32:
-                integers[i] = _whole(number, 0, -9223372036854775808.0, 9223372036854775808.0, 0xFFFFFFFF)
-            else:
-                integers[i] = _whole_unsigned(number)
-    _put_words(integers, count, SIZES[target], out, at)
+            for i in range(np.uint64(count)):
+                plain[i] = _rounded_byte(bits[i], 3, -6, 0x7F, 0x7E, 0x7F)
+    elif target == BOOL:
+        if source <= FP64:
+            for i in range(np.uint64(count)):
+                plain[i] = carried[i] != 0
+        else:
+            for i in range(np.uint64(count)):
+                plain[i] = integers[i] != 0
+    else:
+        if source <= FP64:
+            _to_integers(target, count, carriers)
+        size = SIZES[target]
+        if size == 8:
+            _copy(integers.view(np.uint8), 0, 8 * count, out, at)
+            return
+        words, halves = plain.view(np.uint32), plain.view(np.uint16)
+        if size == 4:
+            for i in range(np.uint64(count)):
+                words[i] = np.uint32(integers[i] & 0xFFFFFFFF)
+        elif size == 2:
+            for i in range(np.uint64(count)):
+                halves[i] = np.uint16(integers[i] & 0xFFFF)
+        else:
+            for i in range(np.uint64(count)):
+                plain[i] = np.uint8(integers[i] & 0xFF)
+    _copy(plain, 0, count * SIZES[target], out, at)
+
+
+@_inline
+def _zero(out, at, size):
+    for i in range(np.uint64(at), np.uint64(at + size)):
+        out[i] = 0
 
 
 @_inline
@@ -353,54 +412,62 @@ def _gather_words(heap, cells, cells_at, states_at, columns, index, rows, recipe
     return absent
 
 
-@_maker
-def _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
-    """`gather_cells` of cells of any width and type."""
+@_callee
+def _gather_plain(heap, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
+    """`gather_cells` of cells of any width that stay as they are."""
     width = np.int64(recipe[WIDTH])
-    source, target = np.int64(recipe[SOURCE]), np.int64(recipe[TARGET])
-    count = width // SIZES[source]  # elements a cell
-    wide = count * SIZES[target]
-    elements = np.int64(0)
-    for p in range(PIECES, recipe.shape[0], 2):
-        elements += count * recipe[p + 1]
-    converts = source != target
-    carriers = elements if converts else 0
-    bits = np.empty(carriers, np.uint32)
-    carried = np.empty(carriers, np.float64)
-    integers = np.empty(carriers, np.int64)
-    absent = 0
+    absent = np.int64(0)
     for i in range(rows.shape[0]):
         line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
         place = i * stride + at
-        element = 0
         for p in range(PIECES, recipe.shape[0], 2):
-            for column in range(np.int64(recipe[p]), np.int64(recipe[p]) + np.int64(recipe[p + 1])):
-                cell = line * columns + column
+            count = np.int64(recipe[p + 1])
+            first = line * columns + recipe[p]
+            if line >= 0:
+                _copy(heap, cells_at + first * width, count * width, out, place)
+            for cell in range(first, first + count):
                 state = heap[states_at + cell] if line >= 0 else ABSENT
                 if state > EMPTY:
                     return UNUSUAL
                 absent += state == ABSENT
-                start = cells_at + cell * width
-                if converts and state == VALUE:
-                    _load(source, heap, start, count, bits, carried, integers, element)
-                elif converts:
-                    bits[element : element + count] = 0
-                    carried[element : element + count] = 0.0
-                    integers[element : element + count] = 0
-                elif state == VALUE:
-                    for b in range(width):
-                        out[place + b] = heap[start + b]
-                else:
-                    for b in range(width):
-                        out[place + b] = 0
-                element += count
-                place += wide
-        if converts:
-            _store(source, target, carriers, bits, carried, integers, out, i * stride + at)
+                if state != VALUE:
+                    _zero(out, place, width)
+                place += width
     return absent
 
 
-@_kernel(INT(U8, INT, INT, INT, I32, I32, I32, U8_2_OUT, INT), makes_arrays=True)
+@_callee
+def _gather_converted(heap, cells_at, states_at, columns, index, rows, recipe, out, stride, at, carriers):
+    """`gather_cells` of cells that are converted: all of a row at once."""
+    width = np.int64(recipe[WIDTH])
+    source, target = np.int64(recipe[SOURCE]), np.int64(recipe[TARGET])
+    count = width // SIZES[source]  # elements a cell
+    elements = np.int64(0)
+    for p in range(PIECES, recipe.shape[0], 2):
+        elements += count * recipe[p + 1]
+    if carriers.shape[0] < CARRIERS * elements:
+        return NO_ROOM
+    absent = np.int64(0)
+    for i in range(rows.shape[0]):
+        line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
+        element = np.int64(0)
+        for p in range(PIECES, recipe.shape[0], 2):
+            first = line * columns + recipe[p]
+            if line >= 0:
+                _load(source, heap, cells_at + first * width, count * recipe[p + 1], carriers, element)
+            for cell in range(first, first + recipe[p + 1]):
+                state = heap[states_at + cell] if line >= 0 else ABSENT
+                if state > EMPTY:
+                    return UNUSUAL
+                absent += state == ABSENT
+                if state != VALUE:
+                    _clear(element, count, carriers)
+                element += count
+        _store(source, target, elements, carriers, out, i * stride + at)
+    return absent
+
+
+@_kernel(INT(U8, INT, INT, INT, I32, I32, I32, U8_2_OUT, INT, I64_OUT))
 def gather_cells(
     heap: Any,
     cells_at: Any,
@@ -411,13 +478,15 @@ def gather_cells(
     recipe: Any,
     out: Any,
     at: Any,
+    carriers: Any,
 ) -> int:
     """Copies cells of a block side by side, converted: out[i, at …] = the cells of the recipe in row rows[i].
 
     heap, cells_at, states_at, columns and index [matrix rows] as in CellBlock (empty: line = row); recipe as
-    `cell_recipe` makes it. What has no value becomes zero bytes. Returns how many cells were ABSENT.
-    UNUSUAL: an ODD cell. The caller vouches that rows, columns and index stay inside, and that `out` is wide
-    enough. Reference: tensors with `columns.cells` and `numbers.convert`.
+    `cell_recipe` makes it. What has no value becomes zero bytes. `carriers` is scratch: CARRIERS for each element
+    of a row, when they are converted. Returns how many cells were ABSENT. UNUSUAL: an ODD cell. NO_ROOM: too few
+    carriers. The caller vouches that rows, columns and index stay inside, and that `out` is wide enough.
+    Reference: tensors with `columns.cells` and `numbers.convert`.
     """
     source, target, width = np.int64(recipe[SOURCE]), np.int64(recipe[TARGET]), np.int64(recipe[WIDTH])
     if not (_known(source) and _known(target)) or width % SIZES[source]:
@@ -437,7 +506,11 @@ def gather_cells(
         )
     if source == target and width == 1:
         return _gather_words(heap, heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at)
-    return _gather_any(heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at)
+    if source == target:
+        return _gather_plain(heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at)
+    return _gather_converted(
+        heap, cells_at, states_at, columns, index, rows, recipe, flat, stride, at, carriers
+    )
 
 
 @_kernel(INT(I32_2, I32, I32, INT))
@@ -457,7 +530,7 @@ def common_size(sizes: Any, index: Any, rows: Any, column: Any) -> int:
     return common
 
 
-@_kernel(INT(U8, I64_2, I32_2, I32, I32, INT, INT, INT, INT, U8_2_OUT, INT), makes_arrays=True)
+@_kernel(INT(U8, I64_2, I32_2, I32, I32, INT, INT, INT, INT, U8_2_OUT, INT, I64_OUT))
 def gather_values(
     heap: Any,
     starts: Any,
@@ -470,22 +543,21 @@ def gather_values(
     target: Any,
     out: Any,
     at: Any,
+    carriers: Any,
 ) -> int:
     """Copies one column of values of `count` elements, converted: out[i, at …] = the value of row rows[i].
 
     heap, starts, sizes, index as in VarBlock. What has no value (size 0) becomes zero bytes. Returns how many
-    those were. UNUSUAL: a value of another length, or one that is not in the heap. The caller vouches as in
-    `gather_cells`. Reference: tensors with `columns.elements` and `numbers.convert`.
+    those were. UNUSUAL: a value of another length, or one that is not in the heap. Carriers, and what the caller
+    vouches for, as in `gather_cells`. Reference: tensors with `columns.elements` and `numbers.convert`.
     """
     if not (_known(source) and _known(target)) or count < 0:
         return UNUSUAL
     width = count * SIZES[source]
     wide = count * SIZES[target]
     converts = source != target
-    carriers = count if converts else 0
-    bits = np.empty(carriers, np.uint32)
-    carried = np.empty(carriers, np.float64)
-    integers = np.empty(carriers, np.int64)
+    if converts and carriers.shape[0] < CARRIERS * count:
+        return NO_ROOM
     flat = out.reshape(out.size)
     stride = out.shape[1]
     missing = 0
@@ -495,15 +567,14 @@ def gather_values(
         place = i * stride + at
         if size == 0:
             missing += 1
-            for b in range(place, place + wide):
-                flat[b] = 0
+            _zero(flat, place, wide)
             continue
         start = starts[line, column]
         if size != width or start < 0 or start + size > heap.shape[0]:
             return UNUSUAL
         if converts:
-            _load(source, heap, start, count, bits, carried, integers, 0)
-            _store(source, target, count, bits, carried, integers, flat, place)
+            _load(source, heap, start, count, carriers, 0)
+            _store(source, target, count, carriers, flat, place)
         else:
-            flat[place : place + size] = heap[start : start + size]
+            _copy(heap, start, size, flat, place)
     return missing

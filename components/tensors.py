@@ -23,7 +23,7 @@ from components.collect import collect
 from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
 from components.kernels import NO_ROOM
 from components.scratch import scratch
-from components.tensor_kernels import gather_cells
+from components.tensor_kernels import CARRIERS, gather_cells
 from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, VarBlock
@@ -35,6 +35,7 @@ NOTHING = b"0.0"  # the text of a missing value
 Array = npt.NDArray[np.generic]
 Rows64 = npt.NDArray[np.int64]
 NO_ENDS: Final[Rows64] = np.empty(0, np.int64)
+NO_CARRIERS: Final[Rows64] = NO_ENDS
 NO_INDEX: Final[Rows] = IDENTITY
 
 
@@ -143,6 +144,7 @@ class _Cells:
         return gather_cells(
             block.heap, block.cells_at, block.states_at, block.columns,
             NO_INDEX if index is None else index, rows, self._recipe, out, at,
+            NO_CARRIERS if self._stays else scratch.carriers(CARRIERS * self.count),
         )  # fmt: skip
 
 
@@ -192,6 +194,7 @@ class _Vectors:
             target,
             out,
             at,
+            NO_CARRIERS if self._source == target else scratch.carriers(CARRIERS * count),
         )
 
 
@@ -222,7 +225,7 @@ class _Brought:
                 shown = np.zeros(len(rows), np.int32) if text.constant else rows
                 return tensor_kernels.gather_values(
                     text.heap, text.starts.reshape(-1, 1), text.sizes.reshape(-1, 1), IDENTITY, shown,
-                    0, 1, int(kind), target, out, at,
+                    0, 1, int(kind), target, out, at, scratch.carriers(CARRIERS),
                 )  # fmt: skip
         if text is None:
             out[:, at : at + size] = 0

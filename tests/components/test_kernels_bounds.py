@@ -35,9 +35,9 @@ import pytest
 
 from components.tensor_kernels import cell_recipe, gather_cells
 
-rows, recipe = np.zeros(1, np.int32), cell_recipe(4, 4, 4, [1])
+rows, recipe, none = np.zeros(1, np.int32), cell_recipe(4, 4, 4, [1]), np.zeros(0, np.int64)
 try:
-    gather_cells(np.ones(4, np.uint8), 0, 4, 1, rows[:0], rows, recipe, np.zeros((1, 4), np.uint8), 0)
+    gather_cells(np.ones(4, np.uint8), 0, 4, 1, rows[:0], rows, recipe, np.zeros((1, 4), np.uint8), 0, none)
 except IndexError:
     sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[1:]]))
 sys.exit("indices are not checked")

@@ -29,6 +29,7 @@ OUTPUTS = [(1, 1, 2, 4, 8), (6, 2, 8, 5, 4)]  # a: two elements a row, bb: one
 SCORES = [(0, 0, 4, 2), (0, 4, 4, 0), (1, 0, 4, 1)]
 COLUMNS = 3
 PLAN = score_plan(COLUMNS, TEXTS, OUTPUTS, SCORES)
+FOUND = np.empty(2 * len(OUTPUTS), np.int64)
 BEFORE = 5  # bytes of the heap that belong to others
 
 
@@ -58,7 +59,7 @@ def hold(bodies: Sequence[bytes], counts: Sequence[int], lines: Sequence[int] | 
     left = read_model_scores(
         array(b"".join(bodies)), np.array([*itertools.accumulate(map(len, bodies))], np.int64),
         np.array(bounds, np.int64), np.array([] if lines is None else lines, np.int32), PLAN,
-        BEFORE, states_at, height, heap, codes,
+        BEFORE, states_at, height, heap, codes, FOUND,
     )  # fmt: skip
     assert left == np.count_nonzero(codes)
     assert (heap[:BEFORE] == CANARY).all()
@@ -107,7 +108,7 @@ def test_what_is_usual_is_read() -> None:
 def test_a_single_answer_needs_no_ends_and_no_codes(body: bytes, left: int) -> None:
     heap, none = canaries(2 * COLUMNS * 5), np.empty(0, np.int32)
     places = np.array([0, 2]), none, PLAN, 0, 2 * COLUMNS * 4, 2
-    assert read_model_scores(array(body), np.empty(0, np.int64), *places, heap, none) == left
+    assert read_model_scores(array(body), np.empty(0, np.int64), *places, heap, none, FOUND) == left
     assert (heap[2 * COLUMNS * 4 :] == (ABSENT if left else VALUE)).all()
 
 
@@ -214,7 +215,7 @@ def test_arguments_that_do_not_fit_each_other(change: dict[str, Any]) -> None:
         array(usual(2)), np.array(made["ends"], np.int64), np.array(made["bounds"], np.int64),
         np.array(made["lines"], np.int32), score_plan(COLUMNS, TEXTS, made["outputs"], made["scores"]),
         made["before"] * states_at, made["states"] * height * COLUMNS + states_at * (made["states"] >= 0), height,
-        heap, np.empty(1, np.int32),
+        heap, np.empty(1, np.int32), FOUND,
     )  # fmt: skip
     assert code == NO_ROOM
     assert (heap == CANARY).all()
@@ -236,6 +237,15 @@ def test_a_plan_that_is_cut(size: int) -> None:
         2,
         heap,
         np.empty(1, np.int32),
+        FOUND,
     )
+    assert code == NO_ROOM
+    assert (heap == CANARY).all()
+
+
+def test_too_little_room_for_what_is_found() -> None:
+    heap, none = canaries(2 * COLUMNS * 5), np.empty(0, np.int32)
+    places = np.array([0, 2]), none, PLAN, 0, 2 * COLUMNS * 4, 2
+    code = read_model_scores(array(usual(2)), np.empty(0, np.int64), *places, heap, none, FOUND[:-1])
     assert code == NO_ROOM
     assert (heap == CANARY).all()

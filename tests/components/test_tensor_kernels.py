@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import numbers
-from components.kernels import UNUSUAL
-from components.tensor_kernels import cell_recipe, common_size, gather_cells, gather_values
+from components.kernels import NO_ROOM, UNUSUAL
+from components.tensor_kernels import CARRIERS, cell_recipe, common_size, gather_cells, gather_values
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes
 from tests.components.memory import CANARY, Cells, Values, array, canaries, cells_of, values_of
 
 NUMERIC = [kind for kind in DataType if kind.size and not kind.is_vector]
 KINDS = st.sampled_from(NUMERIC)
+SCRATCH = np.empty(CARRIERS * 64, np.int64)
 
 
 def converted(raw: bytes, source: DataType, target: DataType) -> bytes:
@@ -67,7 +68,7 @@ def test_every_number_into_every_type(source: DataType) -> None:
         out = canaries(count * target.size).reshape(count, target.size)
         heap, rows = np.concatenate((raw, np.ones(count, np.uint8))), np.arange(count, dtype=np.int32)
         recipe = cell_recipe(source.size, source, target, [0])
-        code = gather_cells(heap, 0, len(raw), 1, IDENTITY, rows, recipe, out, 0)
+        code = gather_cells(heap, 0, len(raw), 1, IDENTITY, rows, recipe, out, 0, SCRATCH)
         assert code == 0
         wanted = np.frombuffer(converted(raw.tobytes(), source, target), np.uint8).reshape(count, -1)
         wrong = np.flatnonzero((out != wanted).any(axis=1))
@@ -98,6 +99,7 @@ def test_cells_stand_side_by_side(
         recipe,
         out,
         before,
+        SCRATCH,
     )
     found = [block.cell(row, column) for row in rows for column in columns]
     if not fits or any(state == ODD for state, _ in found):
@@ -125,7 +127,7 @@ def test_values_stand_side_by_side(
     out = lines_of(len(rows), before + wide + 1)
     code = gather_values(
         block.heap, block.starts, block.sizes, block.index, np.array(rows, np.int32), column, count,
-        int(source), int(target), out, before,
+        int(source), int(target), out, before, SCRATCH,
     )  # fmt: skip
     found = [block.value(row, column) for row in rows]
     if any(value and len(value) != count * source.size for value in found):
@@ -143,9 +145,9 @@ def test_what_is_no_type_of_numbers_is_refused(kind: int) -> None:
     rows, out = np.zeros(1, np.int32), canaries(4).reshape(1, 4)
     flat, fp32 = array(b"1234\1"), int(DataType.FP32)
     for recipe in (cell_recipe(4, kind, fp32, [0]), cell_recipe(4, fp32, kind, [0])):
-        assert gather_cells(flat, 0, 4, 1, IDENTITY, rows, recipe, out, 0) == UNUSUAL
+        assert gather_cells(flat, 0, 4, 1, IDENTITY, rows, recipe, out, 0, SCRATCH) == UNUSUAL
     starts, sizes = np.zeros((1, 1), np.int64), np.full((1, 1), 4, np.int32)
-    assert gather_values(flat, starts, sizes, IDENTITY, rows, 0, 1, kind, fp32, out, 0) == UNUSUAL
+    assert gather_values(flat, starts, sizes, IDENTITY, rows, 0, 1, kind, fp32, out, 0, SCRATCH) == UNUSUAL
     assert (out == CANARY).all()
 
 
@@ -162,6 +164,18 @@ def test_the_size_that_all_values_have(block: Values, data: st.DataObject) -> No
 def test_values_outside_of_their_heap_are_not_read(start: int) -> None:
     starts, sizes = np.array([[start]], np.int64), np.array([[4]], np.int32)
     rows, out, kind = np.zeros(1, np.int32), canaries(4).reshape(1, 4), int(DataType.INT8)
-    code = gather_values(array(b"12345678"), starts, sizes, IDENTITY, rows, 0, 4, kind, kind, out, 0)
+    code = gather_values(array(b"12345678"), starts, sizes, IDENTITY, rows, 0, 4, kind, kind, out, 0, SCRATCH)
     assert code == UNUSUAL
+    assert (out == CANARY).all()
+
+
+def test_too_few_carriers_are_an_error() -> None:
+    fp32, fp64, rows = DataType.FP32, DataType.FP64, np.zeros(1, np.int32)
+    out, few = canaries(16).reshape(1, 16), SCRATCH[: CARRIERS * 2 - 1]
+    heap = array(b"12345678\1\1")
+    code = gather_cells(heap, 0, 8, 2, IDENTITY, rows, cell_recipe(4, fp32, fp64, [0, 1]), out, 0, few)
+    assert code == NO_ROOM
+    starts, sizes = np.zeros((1, 1), np.int64), np.full((1, 1), 8, np.int32)
+    code = gather_values(heap, starts, sizes, IDENTITY, rows, 0, 2, int(fp32), int(fp64), out, 0, few)
+    assert code == NO_ROOM
     assert (out == CANARY).all()
