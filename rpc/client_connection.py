@@ -7,25 +7,20 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from rpc.codec import (
-    Configuration,
-    Connection,
-    ConnectionClosed,
-    DataReceived,
-    ErrorCode,
+from rpc.client_codec import (
+    ClientCodec,
+    Data,
     Event,
-    GoAwayReceived,
-    Header,
-    NGH2Error,
-    ResponseReceived,
-    Role,
-    Setting,
-    SettingsReceived,
-    StreamClosed,
-    TrailersReceived,
-    error_name,
+    Finished,
+    Head,
+    Leaving,
+    SettingsChanged,
+    StreamEnd,
+    Trailers,
 )
+from rpc.codec import ErrorCode, Header, NGH2Error, error_name
 from rpc.connection import Http2Connection
+from rpc.hpack import header_bytes
 from rpc.status import RpcError, Status, status_of_http, status_of_reset
 from rpc.wire import (
     PREFIX,
@@ -35,13 +30,15 @@ from rpc.wire import (
     decode_message,
     message_parts,
     split_headers,
-    timeout_header,
+    timeout_field,
 )
 
 __all__ = ["ChannelSettings", "ClientCall", "ClientConnection", "Listener", "Method", "Owner", "Reply"]
 
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
+_MAX_BLOCKS: Final = 64
+_MAX_HEADER_BYTES: Final = 64 * KiB  # of a request: names and values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,21 +311,22 @@ class ClientConnection(Http2Connection):
         listener: Listener,
         waiting: Sized,
     ) -> None:
+        codec = ClientCodec(
+            settings.max_header_bytes, settings.stream_window_bytes, settings.connection_window_bytes
+        )
         super().__init__(
             loop,
-            Connection(
-                Role.CLIENT,
-                Configuration(
-                    max_inbound_header_list_size=settings.max_header_bytes,
-                    max_continuations=64,
-                    max_reserved_remote_streams=0,
-                ),
-            ),
+            codec,
             frame_seconds=settings.frame_seconds,
             send_stall_seconds=settings.send_stall_seconds,
             ping_seconds=settings.ping_seconds,
             ping_timeout_seconds=settings.ping_timeout_seconds,
         )
+        self._http = codec  # `codec`, as what it is
+        self._blocks: dict[
+            Method, bytes
+        ] = {}  # header blocks that are the same again, as long as the codec's version
+        self._version = codec.version
         self._settings = settings
         self._listener = listener
         self._waiting = waiting  # the channel's queue, to see at no cost whether it is empty
@@ -355,27 +353,26 @@ class ClientConnection(Http2Connection):
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.abort("the peer does not speak HTTP/2 (no h2 in ALPN)")
             return
-        settings = self._settings
-        self.codec.initiate_connection(
-            {
-                Setting.ENABLE_PUSH: 0,
-                Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
-                Setting.MAX_HEADER_LIST_SIZE: settings.max_header_bytes,
-            }
-        )
-        self.codec.set_local_window_size(settings.connection_window_bytes)
         self.flush()
 
     # -- requests ------------------------------------------------------------------------------------------
 
     def submit(self, call: ClientCall) -> None:
         """Sends a call. The caller has seen that `open < limit`."""
-        headers = call.method.headers
+        codec = self._http
+        block = self._blocks.get(call.method)
+        if block is None or codec.version != self._version:
+            block = self._encode(call.method)
+            if not block:
+                size = header_bytes(call.method.headers)
+                message = f"request could not be sent: headers of {size} bytes, at most {_MAX_HEADER_BYTES}"
+                call.finish(Reply(Status.INTERNAL, message), soon=True)
+                return
         if call.deadline is not None:
-            headers += (timeout_header(call.deadline - self._loop.time()),)
-        codec = self.codec
+            block += timeout_field(call.deadline - self._loop.time())
+        parts = message_parts(call.request)
         try:
-            stream_id = codec.send_request(headers)
+            stream_id = codec.send_request(block, parts)
         except NGH2Error as error:
             # Out of stream ids, or a GOAWAY whose event is still in the batch: no calls here any more.
             self._retire(str(error))
@@ -386,13 +383,26 @@ class ClientConnection(Http2Connection):
         call.attempts += 1
         self._calls[stream_id] = call
         self.open += 1
-        parts = message_parts(call.request)
-        last = len(parts) - 1
-        for index, part in enumerate(parts):
-            codec.send_data(stream_id, part, end_stream=index == last)
+        for part in parts:
             self._body_bytes += len(part)
         if not self._dirty:
             self.mark_dirty()
+
+    def _encode(self, method: Method) -> bytes:
+        """The header block of a method, to be sent next; empty when it would be too large."""
+        if header_bytes(method.headers) > _MAX_HEADER_BYTES:
+            return b""
+        codec = self._http
+        if codec.version != self._version or len(self._blocks) >= _MAX_BLOCKS:
+            self._blocks.clear()
+        before = codec.version
+        block = codec.encode(method.headers)
+        self._version = codec.version
+        if self._version == before:
+            self._blocks[method] = block
+        else:
+            self._blocks.clear()
+        return block
 
     def flush(self) -> None:
         super().flush()
@@ -405,7 +415,7 @@ class ClientConnection(Http2Connection):
             self._reset(call.stream_id)
 
     def _reset(self, stream_id: int) -> None:
-        self.codec.reset_stream(stream_id, ErrorCode.CANCEL)
+        self._http.reset_stream(stream_id, ErrorCode.CANCEL)
         self.mark_dirty()
 
     # -- events --------------------------------------------------------------------------------------------
@@ -414,13 +424,11 @@ class ClientConnection(Http2Connection):
         calls = self._calls
         limit = self._settings.max_message_bytes
         for event in events:
-            kind = type(event)
-            if kind is StreamClosed:
+            if isinstance(event, StreamEnd):
                 self.open -= 1
-                if event.stream_id in calls or self._draining or self._waiting:
+                if self._draining or self._waiting or event.stream_id in calls:
                     self._on_stream_closed(event)
-                continue
-            if kind is DataReceived:
+            elif isinstance(event, Data):
                 call = calls.get(event.stream_id)
                 if call is not None:
                     try:
@@ -429,11 +437,11 @@ class ClientConnection(Http2Connection):
                             raise RpcError(Status.UNKNOWN, "answer ended without a status")
                     except RpcError as error:
                         self._fail(call, error)
-            elif kind is ResponseReceived:
-                # Most are equal to the last good one.
-                if event.headers != self._good_head or event.end_stream:
+            elif isinstance(event, Head):
+                # Most are the last good one again: the codec knows the block.
+                if event.headers is not self._good_head or event.end_stream:
                     self._on_response(event)
-            elif kind is TrailersReceived:
+            elif isinstance(event, Trailers):
                 call = calls.pop(event.stream_id, None)
                 if call is not None:
                     self._on_trailers(call, event.headers)
@@ -441,18 +449,18 @@ class ClientConnection(Http2Connection):
                 self._on_other(event)
 
     def _on_other(self, event: Event) -> None:
-        if isinstance(event, SettingsReceived):
+        if isinstance(event, SettingsChanged):
             self._on_settings()
-        elif isinstance(event, GoAwayReceived):
+        elif isinstance(event, Leaving):
             text = event.debug_data.decode("latin-1")
             self._retire(f"GOAWAY {error_name(event.error_code)}{': ' if text else ''}{text}")
-        elif isinstance(event, ConnectionClosed):
-            self._session_over(event)
+        elif isinstance(event, Finished):
+            self._session_over(event.error_code, event.debug_data)
 
     def _on_settings(self) -> None:
         if self._draining:
             return
-        allowed = self.codec.remote_settings[Setting.MAX_CONCURRENT_STREAMS]
+        allowed = self._http.max_streams
         own = self._settings.streams_per_connection
         self.limit = min(allowed, own) if own else allowed
         if not self.ready:
@@ -461,7 +469,7 @@ class ClientConnection(Http2Connection):
         elif self._waiting and self.open < self.limit:
             self._listener.slot_free(self)
 
-    def _on_response(self, event: ResponseReceived) -> None:
+    def _on_response(self, event: Head) -> None:
         call = self._calls.get(event.stream_id)
         if call is None:
             return
@@ -488,13 +496,13 @@ class ClientConnection(Http2Connection):
                 call.encoding = encoding
 
     def _on_trailers(self, call: ClientCall, headers: tuple[Header, ...]) -> None:
-        if headers == self._good_trailers:
+        if headers is self._good_trailers:
             reply = _reply_of_body(call, ())
         else:
             reply = _reply_of_trailers(headers, call)
             if reply.status is Status.OK and not reply.trailing:
                 self._good_trailers = headers
-        if self.codec.queued_body_size() and self.codec.queued_body_size(call.stream_id):
+        if self._http.queued_body_size(call.stream_id):
             self._reset(call.stream_id)  # answered before it had read the request: it need not read on
         call.finish(reply)
 
@@ -502,7 +510,7 @@ class ClientConnection(Http2Connection):
         self.give_up(call)
         call.finish(Reply(error.status, error.message))
 
-    def _on_stream_closed(self, event: StreamClosed) -> None:
+    def _on_stream_closed(self, event: StreamEnd) -> None:
         call = self._calls.pop(event.stream_id, None)
         if call is not None:
             self._stream_failed(call, event)
@@ -512,12 +520,11 @@ class ClientConnection(Http2Connection):
         elif self._waiting and self.open < self.limit:
             self._listener.slot_free(self)
 
-    def _stream_failed(self, call: ClientCall, event: StreamClosed) -> None:
+    def _stream_failed(self, call: ClientCall, event: StreamEnd) -> None:
         code = event.error_code
-        if event.local_error is not None and not self._draining:
-            call.finish(Reply(Status.INTERNAL, f"request could not be sent: {event.local_error}"))
-        elif code == ErrorCode.REFUSED_STREAM or event.local_error is not None:
-            # The second: a GOAWAY came between the start of the call and the end of the loop's turn.
+        if event.problem:
+            call.finish(Reply(Status.INTERNAL, f"{self.peer} broke HTTP/2: {event.problem}"))
+        elif code == ErrorCode.REFUSED_STREAM:
             self._listener.retry(call, Reply(Status.UNAVAILABLE, "refused by the peer", retriable=True))
         else:
             call.finish(Reply(status_of_reset(code), f"stream reset by the peer: {error_name(code)}"))

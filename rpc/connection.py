@@ -17,14 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from rpc.codec import (
-    Connection,
-    ConnectionClosed,
     DenialOfServiceError,
     ErrorCode,
-    Event,
     NGH2Error,
     error_name,
     goaway_frame,
@@ -48,6 +45,28 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     return name or "unix"
 
 
+class Codec(Protocol):
+    """What a connection asks of either side's codec. Errors are NGH2Errors."""
+
+    @property
+    def want_read(self) -> bool: ...
+
+    @property
+    def want_write(self) -> bool: ...
+
+    def receive_data(self, data: bytes | memoryview, /) -> None: ...
+
+    def events(self) -> Sequence[Any]: ...
+
+    def data_to_send(self, amount: int, /) -> bytes: ...
+
+    def queued_body_size(self) -> int: ...
+
+    def ping(self) -> None: ...
+
+    def send_goaway(self, error_code: int, *, debug_data: bytes) -> None: ...
+
+
 class Http2Connection(asyncio.Protocol):
     """Base of both sides. Subclasses implement `_dispatch`, `_lost` and may extend `_tick`."""
 
@@ -59,7 +78,7 @@ class Http2Connection(asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        codec: Connection,
+        codec: Codec,
         *,
         frame_seconds: float,
         send_stall_seconds: float,
@@ -96,7 +115,7 @@ class Http2Connection(asyncio.Protocol):
 
     # -- for subclasses ------------------------------------------------------------------------------------
 
-    def _dispatch(self, events: Sequence[Event]) -> None:
+    def _dispatch(self, events: Sequence[Any]) -> None:
         """Handles the events of one batch, in order."""
         raise NotImplementedError
 
@@ -251,13 +270,13 @@ class Http2Connection(asyncio.Protocol):
         self._close_transport()
         self._end(message)
 
-    def _session_over(self, event: ConnectionClosed) -> None:
+    def _session_over(self, error_code: int, debug_data: bytes) -> None:
         """The codec has finished, by GOAWAY of either side; its last bytes are already written."""
         if self.closed:
             return
         self._close_transport()
-        text = event.debug_data.decode("latin-1")
-        self._end(f"connection closed, {error_name(event.error_code)}{': ' if text else ''}{text}")
+        text = debug_data.decode("latin-1")
+        self._end(f"connection closed, {error_name(error_code)}{': ' if text else ''}{text}")
 
     def abort(self, reason: str) -> None:
         """Cuts the connection without a word: the peer does not listen."""

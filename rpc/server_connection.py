@@ -115,15 +115,17 @@ class ServerConnection(Http2Connection):
         *,
         on_lost: Callable[[], None],
     ) -> None:
+        codec = Connection(Role.SERVER, limits.configuration())
         super().__init__(
             loop,
-            Connection(Role.SERVER, limits.configuration()),
+            codec,
             frame_seconds=limits.header_block_seconds,
             send_stall_seconds=limits.send_stall_seconds,
             ping_seconds=limits.ping_seconds,
             ping_timeout_seconds=limits.ping_timeout_seconds,
         )
         now = loop.time()
+        self._http = codec  # `codec`, as what it is
         self._routes = routes
         self._limits = limits
         self._message_bytes = limits.message_bytes
@@ -157,7 +159,7 @@ class ServerConnection(Http2Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         limits = self._limits
-        self.codec.initiate_connection(
+        self._http.initiate_connection(
             {
                 Setting.MAX_CONCURRENT_STREAMS: limits.streams,
                 Setting.INITIAL_WINDOW_SIZE: max(limits.message_bytes + PREFIX, _LEAST_WINDOW),
@@ -165,7 +167,7 @@ class ServerConnection(Http2Connection):
                 Setting.NO_RFC7540_PRIORITIES: 1,
             }
         )
-        self.codec.set_local_window_size(limits.connection_window_bytes)
+        self._http.set_local_window_size(limits.connection_window_bytes)
         self.flush()
 
     # -- events --------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class ServerConnection(Http2Connection):
             case ConnectionClosed():
                 if not self._peer_left:
                     self._count_codec_limit(event)
-                self._session_over(event)
+                self._session_over(event.error_code, event.debug_data)
             case GoAwayReceived():
                 self._peer_left = True
                 self._charge_control()
@@ -305,10 +307,10 @@ class ServerConnection(Http2Connection):
         body = response.body if method == b"GET" else b""
         head = ((b":status", b"%d" % response.status), *response.fields())
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self.codec.send_response(event.stream_id, head, end_stream=not body)
+            self._http.send_response(event.stream_id, head, end_stream=not body)
             if body:
                 self._body_bytes += len(body)
-                self.codec.send_data(event.stream_id, body, end_stream=True)
+                self._http.send_data(event.stream_id, body, end_stream=True)
         self.mark_dirty()
 
     def _check_metadata(self, metadata: tuple[tuple[bytes, bytes], ...]) -> None:
@@ -426,7 +428,7 @@ class ServerConnection(Http2Connection):
                 return
         self._finish(call, Status.OK)
         self._body_bytes += size
-        codec = self.codec
+        codec = self._http
         stream_id = call.stream_id
         try:
             codec.send_response(stream_id, _HEAD)
@@ -455,7 +457,7 @@ class ServerConnection(Http2Connection):
         if not call.complete:
             self._half_open[call.stream_id] = self._loop.time()
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self.codec.send_trailers(call.stream_id, trailers)
+            self._http.send_trailers(call.stream_id, trailers)
 
     def send_message(self, call: StreamCall, body: Body) -> None:
         """Sends one message of a streaming call, and its headers before the first."""
@@ -469,7 +471,7 @@ class ServerConnection(Http2Connection):
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
             for part in parts:
                 self._body_bytes += len(part)
-                self.codec.send_data(call.stream_id, part)
+                self._http.send_data(call.stream_id, part)
         self.mark_dirty()
 
     def send_end(self, call: StreamCall, trailing: Metadata) -> None:
@@ -484,7 +486,7 @@ class ServerConnection(Http2Connection):
         if not call.headers_sent:
             call.headers_sent = True
             with contextlib.suppress(StreamProtocolError):  # as in send_answer
-                self.codec.send_response(call.stream_id, _HEAD)
+                self._http.send_response(call.stream_id, _HEAD)
 
     def expired(self, call: Call) -> None:
         """The deadline of a call has passed."""
@@ -504,7 +506,7 @@ class ServerConnection(Http2Connection):
     def _send_only(self, stream_id: int, headers: tuple[Header, ...], *, complete: bool) -> None:
         """Answers with headers alone. `complete`: the peer has nothing more to send."""
         with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self.codec.send_response(stream_id, headers, end_stream=True)
+            self._http.send_response(stream_id, headers, end_stream=True)
             if not complete:
                 self._half_open[stream_id] = self._loop.time()
                 self._refused.add(stream_id)
@@ -522,7 +524,7 @@ class ServerConnection(Http2Connection):
         refused, self._refused = self._refused, set()
         for stream_id in refused:
             with contextlib.suppress(StreamProtocolError):
-                self.codec.reset_stream(stream_id, ErrorCode.NO_ERROR)
+                self._http.reset_stream(stream_id, ErrorCode.NO_ERROR)
         self.mark_dirty()
 
     def _finish(self, call: Call, status: Status) -> None:
@@ -569,14 +571,14 @@ class ServerConnection(Http2Connection):
         self._draining = True
         self._close_at = self._loop.time() + grace
         self._drain_ping = _DRAIN_PING
-        self.codec.send_shutdown_notice()
-        self.codec.ping(_DRAIN_PING)
+        self._http.send_shutdown_notice()
+        self._http.ping(_DRAIN_PING)
         self.mark_dirty()
 
     def _finish_drain(self) -> None:
         self._drain_ping = b""
         if self._calls or self.codec.queued_body_size():
-            self.codec.send_goaway(ErrorCode.NO_ERROR)
+            self._http.send_goaway(ErrorCode.NO_ERROR)
             self.mark_dirty()
         else:
             self.close(ErrorCode.NO_ERROR, "drained")
@@ -615,7 +617,7 @@ class ServerConnection(Http2Connection):
         for stream_id, since in list(self._half_open.items()):
             if now - since >= stall:  # answered, and the client still has not ended its side
                 del self._half_open[stream_id]
-                self.codec.reset_stream(stream_id, ErrorCode.NO_ERROR)
+                self._http.reset_stream(stream_id, ErrorCode.NO_ERROR)
                 self.mark_dirty()
 
     def _wants_ping(self) -> bool:

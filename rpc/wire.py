@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from rpc.codec import Header, NeverIndexedHeader
+from rpc.codec import Header
+from rpc.hpack import never_indexed
 from rpc.status import Metadata, RpcError, Status
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "message_parts",
     "read_prefix",
     "split_headers",
-    "timeout_header",
+    "timeout_field",
     "unknown_encoding",
     "whole_message",
 ]
@@ -232,23 +233,23 @@ def decode_timeout(value: bytes) -> float:
     return int(digits) * unit
 
 
-_HEADERS_OF_TIMEOUT: dict[int, Header] = {}
+_TIMEOUTS: dict[int, bytes] = {}
 _CACHED_TIMEOUTS = 4096
 
 
-def timeout_header(seconds: float) -> Header:
-    """Returns the `grpc-timeout` field for `seconds`, rounded down to 0.1 ms (and up to 0.1 ms at least).
+def timeout_field(seconds: float) -> bytes:
+    """Returns `grpc-timeout` for `seconds`, rounded down to 0.1 ms (and up to 0.1 ms at least), as it ends a block.
 
     Rounding keeps the number of different values small, so that the fields are made once. Never indexed: a
     value that differs in every call would push the useful fields out of the HPACK table.
     """
     ticks = int(seconds * 10_000)
-    header = _HEADERS_OF_TIMEOUT.get(ticks)
-    if header is None:
-        if len(_HEADERS_OF_TIMEOUT) >= _CACHED_TIMEOUTS:
-            _HEADERS_OF_TIMEOUT.clear()
-        header = _HEADERS_OF_TIMEOUT[ticks] = NeverIndexedHeader(b"grpc-timeout", _encode_ticks(ticks))
-    return header
+    field = _TIMEOUTS.get(ticks)
+    if field is None:
+        if len(_TIMEOUTS) >= _CACHED_TIMEOUTS:
+            _TIMEOUTS.clear()
+        field = _TIMEOUTS[ticks] = never_indexed(b"grpc-timeout", _encode_ticks(ticks))
+    return field
 
 
 def _encode_ticks(ticks: int) -> bytes:

@@ -1,0 +1,449 @@
+"""The client's codec: beside nghttp2 as the server, and beside servers that do what they must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpc.client_codec import (
+    ClientCodec,
+    Data,
+    Event,
+    Finished,
+    Head,
+    Leaving,
+    SettingsChanged,
+    StreamEnd,
+    Trailers,
+)
+from rpc.codec import (
+    MAX_STREAM_ID,
+    Connection,
+    ConnectionClosingError,
+    ConnectionProtocolError,
+    DataReceived,
+    DenialOfServiceError,
+    ErrorCode,
+    GoAwayReceived,
+    Header,
+    NoAvailableStreamIDError,
+    RequestReceived,
+    Role,
+    Setting,
+    StreamReset,
+    goaway_frame,
+)
+from tests.rpc.raw import (
+    CONTINUATION,
+    DATA,
+    GOAWAY,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+)
+
+WINDOW = 1 << 20
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 1, 1, 4, 8, 32
+FIELDS: tuple[Header, ...] = (
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/a/b"),
+    (b":authority", b"x"),
+)
+HEAD: tuple[Header, ...] = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+OK: tuple[Header, ...] = ((b"grpc-status", b"0"),)
+ANSWER = frame(HEADERS, b"\x88", flags=END_HEADERS, stream=1)
+END = frame(HEADERS, b"\x00\x0bgrpc-status\x010", flags=END_HEADERS | END_STREAM, stream=1)
+
+
+def codec(window: int = WINDOW) -> ClientCodec:
+    return ClientCodec(64 << 10, window, 2 * window)
+
+
+def settled(window: int = WINDOW, settings: bytes = b"") -> ClientCodec:
+    """A codec whose peer has said hello."""
+    client = codec(window)
+    client.data_to_send(WINDOW)
+    client.receive_data(frame(SETTINGS, settings))
+    client.events()
+    client.data_to_send(WINDOW)
+    return client
+
+
+def asking(window: int = WINDOW, settings: bytes = b"") -> ClientCodec:
+    """The same, with a request sent on stream 1."""
+    client = settled(window, settings)
+    assert client.send_request(client.encode(FIELDS), [b"body"]) == 1
+    client.data_to_send(WINDOW)
+    return client
+
+
+ATTRIBUTES = ("data", "debug_data", "end_stream", "error_code", "headers", "problem", "stream_id")
+
+
+def told(client: ClientCodec) -> list[Any]:
+    """What has happened, but for what changes nothing, as plain values: type, then attributes by name."""
+    return [
+        (type(event), *(getattr(event, name) for name in ATTRIBUTES if hasattr(event, name)))
+        for event in client.events()
+        if type(event) is not _NOTED
+    ]
+
+
+def _noted() -> type[Event]:
+    client = settled()
+    client.receive_data(frame(PING, bytes(8)))
+    (event,) = client.events()
+    return type(event)
+
+
+_NOTED = _noted()
+
+
+class Pair:
+    """A client, and nghttp2 as its server, which answers each request with its body."""
+
+    def __init__(self, chunks: Callable[[], int], *, window: int = WINDOW, frame_bytes: int = 16384) -> None:
+        self.client = codec(window)
+        self.server = Connection(Role.SERVER)
+        self.server.initiate_connection(
+            {Setting.INITIAL_WINDOW_SIZE: window, Setting.MAX_FRAME_SIZE: frame_bytes}
+        )
+        self.chunks = chunks
+        self.asked: dict[int, tuple[tuple[Header, ...], bytes]] = {}
+        self.answers: dict[int, bytes] = {}
+        self.over: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Carries bytes both ways, in pieces, until there are none."""
+        while True:
+            out = self.client.data_to_send(50_000)
+            back = self.server.data_to_send(50_000)
+            if not out and not back:
+                return
+            self._carry(out, self.server.receive_data, self._serve)
+            self._carry(back, self.client.receive_data, self._hear)
+            self._serve()
+            self._hear()
+
+    def _carry(self, data: bytes, to: Callable[[bytes], None], then: Callable[[], None]) -> None:
+        at = 0
+        while at < len(data):
+            size = self.chunks()
+            to(data[at : at + size])
+            then()
+            at += size
+
+    def _serve(self) -> None:
+        for event in self.server.events():
+            if isinstance(event, RequestReceived):
+                self.asked[event.stream_id] = event.headers, b""
+            elif isinstance(event, DataReceived):
+                headers, body = self.asked[event.stream_id]
+                self.asked[event.stream_id] = headers, body + event.data
+                if event.end_stream:
+                    self.server.send_response(event.stream_id, HEAD)
+                    self.server.send_data(event.stream_id, body + event.data)
+                    self.server.send_trailers(event.stream_id, OK)
+
+    def _hear(self) -> None:
+        for event in self.client.events():
+            if isinstance(event, Head):
+                assert event.headers == HEAD
+                self.answers[event.stream_id] = b""
+            elif isinstance(event, Data):
+                self.answers[event.stream_id] += event.data
+            elif isinstance(event, Trailers):
+                assert event.headers == OK
+            elif isinstance(event, StreamEnd):
+                self.over[event.stream_id] = event.error_code
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 40_000), min_size=1, max_size=3), min_size=1, max_size=6),
+    st.integers(1, 70_000),
+    st.sampled_from([1 << 20, 70_000, 65_535, 20_000]),
+    st.data(),
+)
+def test_requests_and_answers_of_any_size(
+    sizes: list[list[int]], piece: int, window: int, data: st.DataObject
+) -> None:
+    pair = Pair(lambda: piece, window=window)
+    pair.run()
+    bodies = {}
+    for number, parts in enumerate(sizes):
+        body = [bytes([65 + number]) * (size + 1) for size in parts]
+        stream = pair.client.send_request(pair.client.encode(FIELDS), body)
+        bodies[stream] = b"".join(body)
+        if data.draw(st.booleans()):
+            pair.run()
+    pair.run()
+    assert {stream: body for stream, (_, body) in pair.asked.items()} == bodies
+    assert all(headers == FIELDS for headers, _ in pair.asked.values())
+    assert pair.answers == bodies
+    assert pair.over == dict.fromkeys(bodies, 0)
+    assert pair.client.queued_body_size() == 0
+    assert not pair.client.want_write
+
+
+def test_long_headers_are_split_over_frames() -> None:
+    pair = Pair(lambda: 1000)
+    pair.run()
+    fields = (*FIELDS, *((b"x-%d" % i, b"v" * 2000) for i in range(20)))
+    stream = pair.client.send_request(pair.client.encode(fields), [b"x"])
+    pair.run()
+    assert pair.asked[stream] == (fields, b"x")
+
+
+def test_small_requests_pass_large_ones() -> None:
+    client = settled()
+    large = client.send_request(client.encode(FIELDS), [bytes(60_000)])
+    small = client.send_request(client.encode(FIELDS), [b"small"])
+    first = client.data_to_send(1)
+    assert b"small" in first
+    assert (client.queued_body_size(large), client.queued_body_size(small)) == (60_000 - 16_384, 0)
+
+
+def test_a_request_that_is_reset_is_not_sent_any_further() -> None:
+    pair = Pair(lambda: 1000)
+    pair.run()
+    stream = pair.client.send_request(pair.client.encode(FIELDS), [bytes(900_000)])
+    assert len(pair.client.data_to_send(1)) < 20_000
+    pair.client.reset_stream(stream, ErrorCode.CANCEL)
+    assert (pair.client.queued_body_size(), pair.client.queued_body_size(stream)) == (0, 0)
+    pair.run()
+    assert pair.over == {stream: ErrorCode.CANCEL}
+
+
+def test_a_request_that_is_reset_before_it_is_sent() -> None:
+    """RST_STREAM must not come before HEADERS: the peer would take it for a breach of the protocol."""
+    pair = Pair(lambda: 1000)
+    pair.run()
+    stream = pair.client.send_request(pair.client.encode(FIELDS), [b"x"])
+    pair.client.reset_stream(stream, ErrorCode.CANCEL)
+    pair.server.receive_data(pair.client.data_to_send(WINDOW))
+    kinds = [type(event) for event in pair.server.events()]
+    assert (RequestReceived in kinds, StreamReset in kinds, GoAwayReceived in kinds) == (True, True, False)
+
+
+def test_pings_and_settings_are_acknowledged() -> None:
+    client = settled()
+    client.receive_data(frame(PING, b"12345678") + frame(SETTINGS) + frame(PING, bytes(8), flags=ACK))
+    assert client.data_to_send(WINDOW) == frame(PING, b"12345678", flags=ACK) + frame(SETTINGS, flags=ACK)
+
+
+def test_settings_count_at_once() -> None:
+    client = asking(settings=b"\0\3\0\0\0\x07\0\x99\0\0\0\1")  # streams, and one that nobody knows
+    assert client.max_streams == 7
+    client.receive_data(frame(SETTINGS, b"\0\4\0\0\0\x0a"))  # windows of 10 bytes
+    assert told(client) == [(SettingsChanged,)]
+    stream = client.send_request(client.encode(FIELDS), [bytes(30)])
+    client.data_to_send(WINDOW)
+    assert client.queued_body_size(stream) == 20
+    client.receive_data(frame(SETTINGS, b"\0\4\0\0\0\x0f"))
+    client.data_to_send(WINDOW)
+    assert client.queued_body_size(stream) == 15
+    client.receive_data(frame(WINDOW_UPDATE, b"\0\0\0\x0f", stream=stream))
+    client.data_to_send(WINDOW)
+    assert client.queued_body_size() == 0
+
+
+def test_windows_are_given_back_when_half_is_used() -> None:
+    client = asking(window=100_000)
+    client.receive_data(ANSWER)
+    piece = frame(DATA, bytes(15_000), stream=1)
+    for _ in range(3):
+        client.receive_data(piece)
+    assert client.data_to_send(WINDOW) == b""
+    client.receive_data(piece)
+    assert client.data_to_send(WINDOW) == frame(WINDOW_UPDATE, (60_000).to_bytes(4, "big"), stream=1)
+    for _ in range(3):
+        client.receive_data(piece)
+    assert client.data_to_send(WINDOW) == frame(WINDOW_UPDATE, (105_000).to_bytes(4, "big"))
+
+
+def test_informational_heads_and_padding_are_not_told() -> None:
+    client = asking()
+    client.receive_data(frame(HEADERS, b"\x08\x03103", flags=END_HEADERS, stream=1))
+    client.receive_data(
+        frame(HEADERS, b"\x02\0\0\0\0\x07\x88\0\0", flags=END_HEADERS | PADDED | PRIORITY, stream=1)
+    )
+    client.receive_data(frame(DATA, b"\x03abc\0\0\0", flags=PADDED, stream=1))
+    client.receive_data(frame(2, bytes(5), stream=1) + frame(99, b"?") + END)
+    assert told(client) == [
+        (Head, False, ((b":status", b"200"),), 1),
+        (Data, b"abc", False, 1),
+        (Trailers, OK, 1),
+        (StreamEnd, 0, "", 1),
+    ]
+
+
+def test_what_comes_for_a_stream_that_is_over_is_ignored() -> None:
+    client = asking()
+    client.reset_stream(1, ErrorCode.CANCEL)
+    assert told(client) == [(StreamEnd, ErrorCode.CANCEL, "", 1)]
+    client.receive_data(frame(HEADERS, b"\x88\x40\x01a\x01b", flags=END_HEADERS, stream=1))
+    client.receive_data(frame(DATA, b"x", stream=1) + END + frame(RST_STREAM, bytes(4), stream=1))
+    client.receive_data(frame(WINDOW_UPDATE, b"\0\0\0\1", stream=1))
+    assert told(client) == []
+    stream = client.send_request(client.encode(FIELDS), [b"x"])
+    client.receive_data(frame(HEADERS, b"\x88\xbe", flags=END_HEADERS, stream=stream))
+    assert told(client) == [(Head, False, ((b":status", b"200"), (b"a", b"b")), stream)]
+
+
+def test_an_answer_before_the_request_is_sent_waits_for_its_user() -> None:
+    client = settled()
+    stream = client.send_request(client.encode(FIELDS), [bytes(900_000)])
+    client.data_to_send(1)
+    client.receive_data(ANSWER + END)
+    assert [kind for kind, *_ in told(client)] == [Head, Trailers]
+    assert client.queued_body_size(stream) > 0
+    client.receive_data(frame(DATA, b"more", stream=1))
+    assert told(client) == [(StreamEnd, ErrorCode.PROTOCOL_ERROR, "DATA after the end", 1)]
+    assert client.queued_body_size() == 0
+
+
+def test_goaway_takes_back_what_has_not_been_sent() -> None:
+    client = asking()
+    unsent = client.send_request(client.encode(FIELDS), [b"unsent"])
+    client.receive_data(goaway_frame(MAX_STREAM_ID, 0, b"bye"))
+    assert told(client) == [
+        (Leaving, b"bye", 0),
+        (StreamEnd, ErrorCode.REFUSED_STREAM, "", unsent),
+    ]
+    assert client.data_to_send(WINDOW) == b""
+    with pytest.raises(ConnectionClosingError, match="no new streams"):
+        client.send_request(client.encode(FIELDS), [b"late"])
+    assert client.want_read
+    client.receive_data(ANSWER + END)
+    assert told(client)[-2:] == [(StreamEnd, 0, "", 1), (Finished, b"bye", 0)]
+    assert not client.want_read
+
+
+def test_goaway_refuses_the_streams_above_the_last_one() -> None:
+    client = asking()
+    second = client.send_request(client.encode(FIELDS), [b"x"])
+    client.data_to_send(WINDOW)
+    client.receive_data(goaway_frame(1, ErrorCode.ENHANCE_YOUR_CALM, b""))
+    assert told(client) == [
+        (Leaving, b"", ErrorCode.ENHANCE_YOUR_CALM),
+        (StreamEnd, ErrorCode.REFUSED_STREAM, "", second),
+    ]
+
+
+def test_streams_run_out() -> None:
+    client = settled()
+    client._next_id = MAX_STREAM_ID
+    assert client.send_request(client.encode(FIELDS), [b"x"]) == MAX_STREAM_ID
+    with pytest.raises(NoAvailableStreamIDError):
+        client.send_request(client.encode(FIELDS), [b"x"])
+
+
+@pytest.mark.parametrize(
+    ("wire", "problem"),
+    [
+        (frame(DATA, b"x", stream=1), "DATA before HEADERS"),
+        (frame(HEADERS, b"", flags=4, stream=1), "HEADERS with the status b''"),
+        (frame(HEADERS, b"\x08\x04abcd", flags=4, stream=1), "HEADERS with the status b'abcd'"),
+        (frame(HEADERS, b"\x08\x03100", flags=5, stream=1), "HEADERS with the status b'100'"),
+        (ANSWER + ANSWER, "a second header block that does not end it"),
+        (frame(WINDOW_UPDATE, bytes(4), stream=1), "WINDOW_UPDATE by 0"),
+        (frame(WINDOW_UPDATE, b"\x7f\xff\xff\xff", stream=1), "WINDOW_UPDATE by 2147483647"),
+        (ANSWER + frame(DATA, bytes(10_001), stream=1), "more DATA than its window of 10000 bytes"),
+    ],
+)
+def test_mistakes_that_cost_a_stream(wire: bytes, problem: str) -> None:
+    client = asking(window=10_000)
+    client.receive_data(wire[:-1])
+    client.receive_data(wire[-1:])
+    (end,) = [event for event in client.events() if isinstance(event, StreamEnd)]
+    assert (end.stream_id, end.error_code) == (1, ErrorCode.PROTOCOL_ERROR)
+    assert problem in end.problem
+    assert frame(RST_STREAM, b"\0\0\0\1", stream=1) in client.data_to_send(WINDOW)
+    client.send_request(client.encode(FIELDS), [b"x"])  # nobody else is concerned
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak HTTP/2"),
+        (frame(SETTINGS, flags=ACK), "its first frame is not SETTINGS"),
+        (frame(SETTINGS, b"\0\4\x80\0\0\0"), "INITIAL_WINDOW_SIZE is 2147483648"),
+        (frame(SETTINGS, b"\0\5\0\0\0\1"), "MAX_FRAME_SIZE is 1"),
+        (frame(SETTINGS, b"\0\2\0\0\0\1"), "ENABLE_PUSH is 1"),
+        (frame(SETTINGS, b"\0"), "SETTINGS of 1 bytes"),
+    ],
+)
+def test_bad_beginnings(wire: bytes, reason: str) -> None:
+    with pytest.raises(ConnectionProtocolError, match=reason):
+        codec().receive_data(wire)
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        (frame(DATA, bytes(16_385), stream=1), "frame of 16385 bytes, at most 16384"),
+        (frame(DATA, b"x"), "stream 0"),
+        (frame(DATA, b"x", stream=2), "stream 2, which has never been opened"),
+        (frame(DATA, b"x", stream=3), "stream 3, which has never been opened"),
+        (frame(HEADERS, b"\x88", flags=4), "stream 0"),
+        (frame(HEADERS, b"\x88", flags=0), "HEADERS on stream 0"),
+        (frame(HEADERS, b"\x05\x88", flags=4 | PADDED, stream=1), "padding is longer"),
+        (frame(HEADERS, b"\x88", flags=4 | PRIORITY, stream=1), "too short for its priority"),
+        (frame(HEADERS, b"\xbe", flags=4, stream=1), "index 62"),
+        (frame(HEADERS, b"\x88", stream=1) + frame(PING, bytes(8)), "frame of type 6 within"),
+        (frame(HEADERS, b"\x88", stream=1) + frame(CONTINUATION, stream=3), "frame of type 9 within"),
+        (frame(CONTINUATION, b"\x88", flags=4, stream=1), "without HEADERS"),
+        (frame(RST_STREAM, b"x", stream=1), "RST_STREAM of 1 bytes"),
+        (frame(RST_STREAM, bytes(4)), "stream 0"),
+        (frame(SETTINGS, b"x" * 6, flags=ACK), "SETTINGS of 6 bytes"),
+        (frame(5, bytes(8), stream=1), "PUSH_PROMISE"),
+        (frame(PING, b"x"), "PING of 1 bytes"),
+        (frame(GOAWAY, b"x"), "GOAWAY of 1 bytes"),
+        (frame(WINDOW_UPDATE, b"x"), "WINDOW_UPDATE of 1 bytes"),
+        (frame(WINDOW_UPDATE, bytes(4)), "WINDOW_UPDATE by 0"),
+        (frame(WINDOW_UPDATE, b"\x7f\xff\xff\xff"), "WINDOW_UPDATE by 2147483647"),
+    ],
+)
+def test_mistakes_that_cost_the_connection(wire: bytes, reason: str) -> None:
+    with pytest.raises(ConnectionProtocolError, match=reason):
+        asking().receive_data(wire)
+
+
+def test_floods_are_bounded() -> None:
+    with pytest.raises(DenialOfServiceError, match="more than 1000 frames to acknowledge"):
+        asking().receive_data(frame(PING, bytes(8)) * 1001)
+    with pytest.raises(DenialOfServiceError, match="too many CONTINUATION frames"):
+        asking().receive_data(frame(HEADERS, b"\x88", stream=1) + frame(CONTINUATION, stream=1) * 64)
+    with pytest.raises(DenialOfServiceError, match="more than the configured size of 65536 bytes"):
+        asking().receive_data(frame(HEADERS, b"\x88" * 2000, flags=4, stream=1))
+
+
+def test_more_data_than_the_window() -> None:
+    client = asking(window=8_000)
+    with pytest.raises(
+        ConnectionProtocolError, match="more DATA than the connection's window of 16000 bytes"
+    ):
+        client.receive_data(ANSWER + frame(DATA, bytes(16_001), stream=1))
+
+
+@given(st.lists(st.binary(max_size=200), max_size=5), st.data())
+def test_any_bytes_are_an_error_or_not(pieces: list[bytes], data: st.DataObject) -> None:
+    client = asking() if data.draw(st.booleans()) else codec()
+    kinds = st.tuples(st.integers(0, 10), st.integers(0, 255), st.sampled_from([0, 1, 1, 2, 3]))
+    for piece in pieces:
+        kind, flags, stream = data.draw(kinds)
+        try:
+            client.receive_data(frame(kind, piece, flags=flags, stream=stream))
+        except ConnectionProtocolError:
+            return
+        client.events()
+        client.data_to_send(WINDOW)
+    assert client.queued_body_size() == 0
