@@ -335,6 +335,8 @@ class ClientConnection(Http2Connection):
         self.limit = 0
         """Streams that may be in use; 0 until the peer's SETTINGS have come, and when it is leaving."""
         self.ready = False
+        self.answered = False
+        """Whether the peer has answered a call."""
         self._calls: dict[int, ClientCall] = {}
         self._draining = False
         self._flushed_id = 0  # streams up to this one have been given to the transport
@@ -502,6 +504,7 @@ class ClientConnection(Http2Connection):
             reply = _reply_of_trailers(headers, call)
             if reply.status is Status.OK and not reply.trailing:
                 self._good_trailers = headers
+        self.answered = True
         if self._http.queued_body_size(call.stream_id):
             self._reset(call.stream_id)  # answered before it had read the request: it need not read on
         call.finish(reply)

@@ -185,7 +185,8 @@ class Endpoint:
         if connection not in self._since:
             return
         lived = self._owner.loop.time() - self._since.pop(connection)
-        self._short_lives = self._short_lives + 1 if lived < _SHORT_LIFE else 0
+        useless = lived < _SHORT_LIFE and not connection.answered
+        self._short_lives = self._short_lives + 1 if useless else 0
         self.ready.remove(connection)
         self._owner.endpoint_lost(self)
         if self._short_lives > 1:

@@ -426,6 +426,26 @@ def test_a_peer_that_drops_every_connection_is_not_stormed() -> None:
     run(main)
 
 
+def test_a_peer_that_ends_each_connection_after_some_calls() -> None:
+    """As proxies do (nginx after 1,000 requests): at full load that is several times a second, and no failure."""
+
+    async def main() -> None:
+        answer = full(message(b"good"), OK)
+
+        def last(codec: Connection, stream: int) -> None:
+            answer(codec, stream)
+            codec.send_goaway(ErrorCode.NO_ERROR, last_stream_id=stream)
+
+        channel, servers = scripted(*[answer, last] * 20)
+        for _ in range(40):
+            assert await channel.unary(ECHO, b"") == b"good"
+        assert len(servers) == 20
+        assert channel.states()["failed"] == 0
+        await channel.close()
+
+    run(main)
+
+
 def test_a_peer_that_dies() -> None:
     """Calls go out and nothing comes back: a ping finds out, and the next connection serves."""
 

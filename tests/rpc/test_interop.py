@@ -10,13 +10,16 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
+from proto import etcd_pb2
 from rpc.calls import ServerCall, StreamCall
 from rpc.client import Channel, ChannelSettings, Reply
 from rpc.server import Limits, Server
 from rpc.status import RpcError, Status
 from rpc.tls import client_context, server_context
 from tests.rpc.support import PATIENCE, Certificates, Holder, echo, listening, run, until
+from tests.sidecar.etcd_server import EtcdServer
 
 ECHO = "/test.Echo/Echo"
 MiB = 1024 * 1024
@@ -527,3 +530,40 @@ def test_h2load(connections: int, streams: int, short_dir: Any) -> None:
         assert server.stats.connections == 0
 
     run(main, virtual=False)
+
+
+# -- a server of grpc-go -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_calls_to_grpc_go() -> None:
+    """etcd is one: its header compression, its frames, its windows."""
+    keys = [b"key %03d" % number for number in range(100)]
+    large = bytes(1_000_000)
+
+    async def main(target: str) -> None:
+        channel = Channel(target)
+
+        async def call(method: str, request: Message) -> bytes:
+            return await channel.unary(
+                f"/etcdserverpb.KV/{method}", request.SerializeToString(), timeout=PATIENCE
+            )
+
+        await asyncio.gather(*(call("Put", etcd_pb2.PutRequest(key=key, value=key * 50)) for key in keys))
+        await call("Put", etcd_pb2.PutRequest(key=b"large", value=large))
+        for _ in range(3):
+            found = await asyncio.gather(*(call("Range", etcd_pb2.RangeRequest(key=key)) for key in keys))
+            values = [etcd_pb2.RangeResponse.FromString(answer).kvs[0].value for answer in found]
+            assert values == [key * 50 for key in keys]
+            answer = await call("Range", etcd_pb2.RangeRequest(key=b"large"))
+            assert etcd_pb2.RangeResponse.FromString(answer).kvs[0].value == large
+        with pytest.raises(RpcError, match="INVALID_ARGUMENT: etcdserver: key is not provided"):
+            await call("Range", etcd_pb2.RangeRequest())
+        with pytest.raises(RpcError, match="INVALID_ARGUMENT: etcdserver: request is too large"):
+            await call("Put", etcd_pb2.PutRequest(key=b"too large", value=bytes(1_600_000)))
+        with pytest.raises(RpcError, match="UNIMPLEMENTED: unknown method Nothing"):
+            await call("Nothing", etcd_pb2.RangeRequest())
+        await channel.close()
+
+    with EtcdServer().start() as etcd:
+        run(lambda: main(etcd.address), virtual=False)
