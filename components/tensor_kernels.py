@@ -24,6 +24,8 @@ from components.kernels import (
     EMPTY,
     I32,
     I32_2,
+    I32_OUT,
+    I64,
     I64_2,
     INT,
     NO_ROOM,
@@ -37,7 +39,7 @@ from components.kernels import (
 )
 from shared.datatypes import DataType
 
-__all__ = ["CARRIERS", "cell_recipe", "common_size", "gather_cells", "gather_values"]
+__all__ = ["CARRIERS", "cell_recipe", "common_size", "gather_cells", "gather_numbers", "gather_values"]
 
 # Plain numbers, because kernels take no enums.
 FP8E5M2, FP8E4M3, FP16, FP32, FP64 = 1, 2, 3, 4, 5
@@ -578,3 +580,180 @@ def gather_values(
         else:
             _copy(heap, start, size, flat, place)
     return missing
+
+
+# --- texts of numbers
+
+MOST_DIGITS = 18  # of a number that is read here: fewer than an int64 has
+POWERS = np.array([10.0**power for power in range(23)])  # those that are exact
+EXACT = np.uint64(1 << 53)  # up to here float64 has every integer
+
+
+@_callee
+def _read_decimal(heap, at, end, carriers):
+    """Reads a decimal number that float64 arithmetic rounds once; False when it is none, or not so easy.
+
+    digits × 10^power with both factors exact in float64 is the float64 nearest to the number: William Clinger, "How
+    to Read Floating Point Numbers Accurately" (1990).
+    """
+    negative = heap[at] == 45
+    if negative or heap[at] == 43:
+        at += 1
+    digits = np.uint64(0)
+    count = 0
+    power = np.int64(0)
+    seen = point = False
+    while at < end:
+        byte = np.int64(heap[at])
+        if byte >= 48 and byte <= 57:
+            seen = True
+            count += digits != 0 or byte != 48
+            if count > MOST_DIGITS:
+                return False
+            digits = digits * np.uint64(10) + np.uint64(byte - 48)
+            power -= point
+        elif byte == 46 and not point:
+            point = True
+        else:
+            break
+        at += 1
+    if not seen:
+        return False
+    if at < end:
+        if heap[at] | 0x20 != 101 or at + 1 == end:  # e
+            return False
+        at += 1
+        below = heap[at] == 45
+        if below or heap[at] == 43:
+            at += 1
+        if at == end or end - at > 4:
+            return False
+        exponent = np.int64(0)
+        for i in range(at, end):
+            if heap[i] < 48 or heap[i] > 57:
+                return False
+            exponent = 10 * exponent + np.int64(heap[i]) - 48
+        power += -exponent if below else exponent
+    number = np.float64(digits)
+    if digits != 0:
+        if digits > EXACT or abs(power) > 22:
+            return False
+        number = number / POWERS[-power] if power < 0 else number * POWERS[power]
+    _, carried, _, _ = _carriers(carriers)
+    carried[0] = -number if negative else number
+    return True
+
+
+@_inline
+def _to_single(carriers):
+    """The carried float64 of a text as the float32 nearest to the text, 0 when that is infinite.
+
+    False when it may be another one: when the text is not the float64, and that stands between two float32.
+    """
+    _, carried, bits, plain = _carriers(carriers)
+    plain.view(np.float64)[0] = carried[0]
+    dropped = plain.view(np.int64)[0] & ((1 << 29) - 1)
+    size = abs(carried[0])
+    if dropped == 1 << 28 or (size != 0.0 and size < 1.1754943508222875e-38):
+        return False
+    bits.view(np.float32)[0] = np.float32(carried[0])
+    if bits[0] & np.uint32(0x7FFFFFFF) == np.uint32(0x7F800000):
+        bits[0] = 0
+    return True
+
+
+@_inline
+def _read_integer(heap, at, end, kind, carriers):
+    """Reads an integer of this type, 0 when it is out of range; False when it is none, or not so easy."""
+    signed = kind <= INT64
+    negative = heap[at] == 45
+    if signed and (negative or heap[at] == 43):
+        at += 1
+    if at == end or end - at > MOST_DIGITS:
+        return False
+    number = np.int64(0)
+    for i in range(at, end):
+        if heap[i] < 48 or heap[i] > 57:
+            return False
+        number = 10 * number + np.int64(heap[i]) - 48
+    size = SIZES[kind]
+    if size < 8:
+        most = np.int64(1) << (8 * size - (1 if signed else 0))  # the first that is too large
+        if number >= most + (1 if signed and negative else 0):
+            number = np.int64(0)
+    integers, _, _, _ = _carriers(carriers)
+    integers[0] = -number if signed and negative else number
+    return True
+
+
+@_inline
+def _is_true(heap, at, end):
+    """Whether a text is `true`, in any case."""
+    return end - at == 4 and (
+        heap[at] | 0x20 == 116
+        and heap[at + 1] | 0x20 == 114
+        and heap[at + 2] | 0x20 == 117
+        and heap[at + 3] | 0x20 == 101
+    )
+
+
+@_callee
+def _read_number(heap, at, end, kind, carriers):
+    """Reads a text that is not empty into the carrier of its type; False when the reference is to do it."""
+    integers, _, _, _ = _carriers(carriers)
+    if kind == BOOL:
+        integers[0] = _is_true(heap, at, end)
+        return True
+    if kind >= INT8:
+        return _read_integer(heap, at, end, kind, carriers)
+    if not _read_decimal(heap, at, end, carriers):
+        return False
+    return kind == FP64 or _to_single(carriers)
+
+
+@_kernel(INT(U8, I64, I32, INT, I32, INT, INT, U8_2_OUT, INT, I64_OUT, I32_OUT))
+def gather_numbers(
+    heap: Any,
+    starts: Any,
+    sizes: Any,
+    step: Any,
+    rows: Any,
+    read_as: Any,
+    target: Any,
+    out: Any,
+    at: Any,
+    carriers: Any,
+    left: Any,
+) -> int:
+    """Reads texts as numbers of type `read_as` and writes them as `target`: out[i, at …] is that of row rows[i].
+
+    The text of row r is heap[starts[r × step] …]; step 0: all rows have one. An empty one becomes zero bytes.
+    Returns how many rows are left to the reference, whose positions are in left [rows]: texts of more than
+    MOST_DIGITS digits, in hexadecimal, infinite, with underscores, or no numbers at all. UNUSUAL: types that are
+    not read here, or a text that is not in the heap. Carriers as in `gather_cells`, for one element; the caller
+    vouches for rows and `out` as there. Reference: `numbers.parse`, then `numbers.convert`.
+    """
+    if not (_known(read_as) and _known(target)) or read_as < FP32:
+        return UNUSUAL
+    if carriers.shape[0] < CARRIERS or left.shape[0] < rows.shape[0]:
+        return NO_ROOM
+    flat = out.reshape(out.size)
+    stride = out.shape[1]
+    wide = SIZES[target]
+    count = 0
+    for i in range(rows.shape[0]):
+        text = np.int64(rows[i]) * step
+        start, size = starts[text], np.int64(sizes[text])
+        place = i * stride + at
+        if start < 0 or size < 0 or start + size > heap.shape[0]:
+            return UNUSUAL
+        if step == 0 and i > 0 and count == 0:
+            _copy(flat, at, wide, flat, place)
+        elif size == 0:
+            _zero(flat, place, wide)
+        elif _read_number(heap, start, start + size, read_as, carriers):
+            _store(read_as, target, 1, carriers, flat, place)
+        else:
+            left[count] = i
+            count += 1
+    return count

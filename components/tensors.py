@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy import empty, uint8
+from numpy import empty, int32, uint8
 
 from components import numbers, tensor_kernels, value_kernels
 from components.collect import collect
@@ -230,10 +230,22 @@ class _Brought:
         if text is None:
             out[:, at : at + size] = 0
             return 0
-        texts = [text.first()] if text.constant else text.texts(rows)
-        parsed = numbers.convert(numbers.parse(texts, self._read_as), self._read_as, self._target)
-        out[:, at : at + size] = parsed.view(np.uint8).reshape(len(texts), size)
+        left = empty(len(rows), int32)
+        count = tensor_kernels.gather_numbers(
+            text.heap, text.starts, text.sizes, 0 if text.constant else 1, rows,
+            int(self._read_as), target, out, at, scratch.carriers(CARRIERS), left,
+        )  # fmt: skip
+        if count and text.constant:
+            out[:, at : at + size] = self._parsed([text.first()], size)
+        elif count:
+            positions = left[:count] if count > 0 else np.arange(len(rows), dtype=np.int32)
+            out[positions, at : at + size] = self._parsed(text.texts(rows[positions]), size)
         return 0
+
+    def _parsed(self, texts: Sequence[bytes], size: int) -> Bytes:
+        """The numbers of texts, their bytes: the reference of `gather_numbers`."""
+        values = numbers.convert(numbers.parse(texts, self._read_as), self._read_as, self._target)
+        return values.view(np.uint8).reshape(len(texts), size)
 
 
 _Part = _Cells | _Vectors | _Brought

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from components import numbers
 from components.kernels import NO_ROOM, UNUSUAL
-from components.tensor_kernels import CARRIERS, cell_recipe, common_size, gather_cells, gather_values
+from components.tensor_kernels import (
+    CARRIERS,
+    cell_recipe,
+    common_size,
+    gather_cells,
+    gather_numbers,
+    gather_values,
+)
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes
 from tests.components.memory import CANARY, Cells, Values, array, canaries, cells_of, values_of
@@ -178,4 +185,92 @@ def test_too_few_carriers_are_an_error() -> None:
     starts, sizes = np.zeros((1, 1), np.int64), np.full((1, 1), 8, np.int32)
     code = gather_values(heap, starts, sizes, IDENTITY, rows, 0, 2, int(fp32), int(fp64), out, 0, few)
     assert code == NO_ROOM
+    assert (out == CANARY).all()
+
+
+def number_texts() -> st.SearchStrategy[bytes]:
+    """Numbers as people and programs write them, and what is nearly one."""
+    digits = st.text("0123456789", max_size=20)
+    sign = st.sampled_from(["", "-", "+"])
+    exponent = st.just("") | st.builds(
+        "{}{}{}".format, st.sampled_from("eE"), sign, digits.map(lambda d: d[:3])
+    )
+    written = st.builds("{}{}{}{}{}".format, sign, digits, st.sampled_from(["", "."]), digits, exponent)
+    known = st.sampled_from(
+        ["", "true", "TRUE", "false", "1_0", "0x1p3", "inf", "nan", "-0.0", "1.", ".", "1e"]
+    )
+    singles = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    limits = st.sampled_from(
+        [2**bits + more for bits in (7, 8, 15, 16, 31, 32, 63, 64) for more in (-1, 0, 1)]
+    )
+    whole = st.builds("{}{}".format, st.sampled_from(["", "-"]), limits | st.integers(-(2**65), 2**65))
+    # Halfway between two float32, and next to it.
+    halves = singles.map(lambda n: repr(float(n) * (1 + 2.0**-24)))
+    floats = st.floats().map(repr)
+    return (written | known | singles.map(repr) | halves | floats | whole).map(str.encode)
+
+
+READ_AS = [kind for kind in NUMERIC if kind >= DataType.FP32]
+
+
+@given(st.lists(number_texts(), min_size=1, max_size=6), st.sampled_from(READ_AS), KINDS, st.data())
+def test_texts_are_read_as_numbers(
+    texts: list[bytes], read_as: DataType, target: DataType, data: st.DataObject
+) -> None:
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=5))
+    step = data.draw(st.sampled_from([0, 1]))
+    heap = array(b"#".join(texts))
+    sizes = np.array([*map(len, texts)], np.int32)
+    starts = np.array([0, *np.cumsum(sizes[:-1] + 1)], np.int64)
+    out, left = lines_of(len(rows), 3 + target.size + 2), np.full(len(rows), -1, np.int32)
+    count = gather_numbers(
+        heap, starts, sizes, step, np.array(rows, np.int32), int(read_as), int(target), out, 3, SCRATCH, left
+    )
+    assert 0 <= count <= len(rows)
+    undecided = left[:count].tolist()
+    edge = bytes([CANARY])
+    for position, (row, line) in enumerate(zip(rows, out, strict=True)):
+        number = numbers.parse([texts[row * step]], read_as)
+        wanted = edge * target.size
+        if position not in undecided:
+            wanted = numbers.convert(number, read_as, target).tobytes()
+        assert line.tobytes() == 3 * edge + wanted + 2 * edge
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "7", "-12.5", "+0.1", "1e-05", "123456.789", "3.4028235e+38", ".5", "2."]
+)
+def test_usual_numbers_are_read_by_the_kernel(text: str) -> None:
+    rows, out, left = np.zeros(1, np.int32), lines_of(1, 8), np.zeros(1, np.int32)
+    heap, fp64 = array(text.encode()), int(DataType.FP64)
+    starts, sizes = np.zeros(1, np.int64), np.array([len(text)], np.int32)
+    # 3.4028235e+38 has too large a power of ten for one exact product.
+    hard = text.endswith("+38")
+    assert gather_numbers(heap, starts, sizes, 1, rows, fp64, fp64, out, 0, SCRATCH, left) == hard
+    assert hard or out.view(np.float64)[0, 0] == float(text)
+
+
+@pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (8, 1), (1 << 40, 1)])
+def test_texts_outside_of_their_heap_are_not_read(start: int, size: int) -> None:
+    starts, sizes, rows = np.array([start]), np.array([size], np.int32), np.zeros(1, np.int32)
+    out, left, fp32 = canaries(4).reshape(1, 4), np.zeros(1, np.int32), int(DataType.FP32)
+    heap = array(b"12345678")
+    assert gather_numbers(heap, starts, sizes, 1, rows, fp32, fp32, out, 0, SCRATCH, left) == UNUSUAL
+    assert (out == CANARY).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "carriers", "left", "code"),
+    [
+        (DataType.FP16, CARRIERS, 1, UNUSUAL),
+        (DataType.STRING, CARRIERS, 1, UNUSUAL),
+        (DataType.FP32, CARRIERS - 1, 1, NO_ROOM),
+        (DataType.FP32, CARRIERS, 0, NO_ROOM),
+    ],
+)
+def test_texts_that_cannot_be_read_here(kind: DataType, carriers: int, left: int, code: int) -> None:
+    starts, sizes, rows = np.zeros(1, np.int64), np.ones(1, np.int32), np.zeros(1, np.int32)
+    out, kinds = canaries(4).reshape(1, 4), (int(kind), int(DataType.FP32))
+    scratch = SCRATCH[:carriers], np.zeros(left, np.int32)
+    assert gather_numbers(array(b"1"), starts, sizes, 1, rows, *kinds, out, 0, *scratch) == code
     assert (out == CANARY).all()
