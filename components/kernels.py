@@ -23,6 +23,8 @@ import numba
 import numpy as np
 from numba import types
 
+from shared.kernel_calls import direct
+
 __all__ = [
     "MALFORMED",
     "NO_ROOM",
@@ -70,6 +72,11 @@ def _callee(function: Function) -> Function:
     return cast(Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
 
 
+def _typed_callee(signature: Any) -> Callable[[Function], Function]:
+    """A `_callee` with types of its own, whatever its callers have."""
+    return cast(Callable[[Function], Function], _njit(signature, nogil=True, error_model="numpy", _nrt=False))
+
+
 def _merged(function: Function) -> Function:
     """A callee that LLVM puts into its callers, with constants for what is constant there."""
     return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
@@ -82,10 +89,12 @@ def _kernel(signature: Any) -> Callable[[Function], Function]:
     holds an array, with an atomic instruction wherever one is handed on in a loop. The caller holds those that a
     kernel takes. (Without it a call costs half as much, and a kernel of small functions a tenth.)
     """
-    return cast(
-        Callable[[Function], Function],
-        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False),
-    )
+    compiled = _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False)
+
+    def called(function: Function) -> Function:
+        return cast(Function, direct(compiled(function)))
+
+    return called
 
 
 @_inline

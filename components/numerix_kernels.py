@@ -31,6 +31,7 @@ from components.kernels import (
     _put_varint,
     _skip_text,
     _tag,
+    _typed_callee,
     _varint_bytes,
 )
 from components.tensor_kernels import PIECES
@@ -159,7 +160,7 @@ def encode_compute_cells(
     return at
 
 
-@_kernel(INT(U8, U8_OUT))
+@_typed_callee(INT(U8, U8_OUT))
 def _read_answer(body: Any, cells: Any) -> int:
     """How many rows a NumerixResponseProto has, their scores written to `cells`; UNUSUAL for too many.
 

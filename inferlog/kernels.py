@@ -20,6 +20,8 @@ import numba
 import numpy as np
 from numba import types
 
+from shared.kernel_calls import direct
+
 __all__ = [
     "ABSENT",
     "MALFORMED",
@@ -65,16 +67,25 @@ VALUE, ODD = 1, 3  # states of a cell, shared.shm_matrix
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_njit: Any = numba.njit  # its types do not tell of _nrt
+
+
 def _inline(function: Function) -> Function:
     """Compiled into the kernels that call it."""
     return cast(Function, numba.njit(inline="always", nogil=True)(function))
 
 
 def _kernel(signature: Any) -> Callable[[Function], Function]:
-    """Compiled for this signature when the module is imported, or taken from the cache."""
-    return cast(
-        Callable[[Function], Function], numba.njit(signature, nogil=True, cache=True, error_model="numpy")
-    )
+    """Compiled for this signature when the module is imported, or taken from the cache.
+
+    Without numba's runtime, which counts who holds an array: the caller does, and a kernel makes none.
+    """
+    compiled = _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False)
+
+    def called(function: Function) -> Function:
+        return cast(Function, direct(compiled(function)))
+
+    return called
 
 
 @_inline

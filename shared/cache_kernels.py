@@ -37,6 +37,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from shared.cache_memory import HEAD_AT, HEADER_WORDS, SET_WORDS, WAYS, sets_of
+from shared.kernel_calls import direct
 
 __all__ = [
     "COUNTERS",
@@ -104,10 +105,12 @@ def _kernel(signature: Any) -> Callable[[Function], Function]:
     Without numba's runtime, which counts who holds an array: the caller holds those that a kernel takes, and a
     kernel makes none.
     """
-    return cast(
-        Callable[[Function], Function],
-        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False),
-    )
+    compiled = _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False)
+
+    def called(function: Function) -> Function:
+        return cast(Function, direct(compiled(function)))
+
+    return called
 
 
 def _atomic_add(_context, array, _place, _value):

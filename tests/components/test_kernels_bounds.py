@@ -1,7 +1,8 @@
-"""The tests of the kernels once more, with every index into an array checked.
+"""The tests of the kernels and of their callers once more, with every index and every argument checked.
 
-Compiled code does not look where it reads and writes; with NUMBA_BOUNDSCHECK it does and raises IndexError. That
-takes a compilation of its own, so it happens in another process, with a cache of its own.
+Compiled code does not look where it reads and writes; with NUMBA_BOUNDSCHECK it does and raises IndexError, and
+numba looks at the types, shapes and layouts of what kernels are called with. That takes a compilation of its own,
+so it happens in another process, with a cache of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ TESTS = [
         "test_request_kernels.py",
         "test_tensor_kernels.py",
         "test_value_kernels.py",
+        "test_feature.py",
+        "test_predator.py",
+        "test_numerix.py",
+        "test_tensors.py",
+        "../shared/test_feature_cache.py",
+        "../workers/test_requests.py",
+        "../workers/test_responses.py",
     )
 ]
 ROOT = HERE.parents[1]
