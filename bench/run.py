@@ -13,7 +13,7 @@ import os
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,8 @@ class Options(NamedTuple):
     cases: Sequence[Case]
     targets: Sequence[int]
     plan: Plan
+    settings: Mapping[str, str]
+    """Of the service, beside its defaults."""
 
 
 # ---------------------------------------------------------------- the cases
@@ -63,7 +65,7 @@ class Options(NamedTuple):
 
 def compare(sitting: Sitting, options: Options) -> list[Result]:
     """Measures service, peer and floor in every case. Raises as what it calls."""
-    service = sitting.service()
+    service = sitting.service(threads=0, **options.settings)
     sizes = [(case, targets) for case in options.cases for targets in options.targets]
     answers = {case.message(targets): ask(service, case, targets) for case, targets in sizes}
     floor = sitting.floor(answers)
@@ -110,7 +112,7 @@ def _row(result: Result) -> list[str]:
 
 def compare_threads(sitting: Sitting, options: Options, counts: Sequence[int]) -> list[Result]:
     """Measures DAGs of several widths with several numbers of executor threads. Raises as what it calls."""
-    pods = {count: sitting.service(threads=count) for count in counts}
+    pods = {count: sitting.service(threads=count, **options.settings) for count in counts}
     results = []
     for width in WIDTHS:
         case = Case(f"width{width}", f"{width} fetches and {width} models side by side", f"width{width}")
@@ -161,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--server-cores", type=_numbers, metavar="NUMBERS", help="the first one allowed")
     parser.add_argument("--load-cores", type=_numbers, metavar="NUMBERS", help="the second one allowed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument(
+        "--setting", type=_setting, action="append", metavar="NAME=VALUE", help="of the service; any number"
+    )
+    parser.add_argument("--section", default="cases", help="of the page, for the table of cases")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="replace the table in this page")
     return parser
 
@@ -170,6 +176,13 @@ def _names(text: str) -> list[Case]:
         return [CASES[name] for name in text.split(",")]
     except KeyError as error:
         raise argparse.ArgumentTypeError(f"no case {error}: there are {', '.join(CASES)}") from error
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _numbers(text: str) -> list[int]:
@@ -187,6 +200,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         arguments.cases or ([CASES[name] for name in QUICK_CASES] if quick else list(CASES.values())),
         arguments.targets or (QUICK_TARGETS if quick else TARGETS),
         QUICK if quick else Plan(arguments.rounds, arguments.seconds),
+        dict(arguments.setting or ()),
     )
 
 
@@ -210,7 +224,7 @@ def _run(arguments: argparse.Namespace) -> None:
             rows = [row for result in results for row in _thread_rows(result)]
             table = Table("Executor threads", THREADS_HEADER, rows)
         else:
-            section = "cases"
+            section = arguments.section
             results = compare(sitting, options)
             table = Table("CPU a request, throughput, latency", HEADER, map(_row, results))
     told = f"{machine()}, h2load of {options.loader.version()}. Servers on core {_list(cores[0])}, load and "
@@ -229,7 +243,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _profile(sitting: Sitting, options: Options, profiler: Profiler) -> None:
-    service = sitting.service()
+    service = sitting.service(threads=0, **options.settings)
     for case in options.cases:
         for targets in options.targets:
             for table in profiler.run(options.loader, job(service, case, targets), f"{case.name}-{targets}"):
