@@ -30,7 +30,7 @@ beginning, as `history` shows it. The pod is asked on INFERFLOW_ADMIN_HOST:INFER
 Exit code: 0 done, 1 refused or in conflict (with `list`: something is not served in its newest version),
 2 wrong arguments, 3 the pod cannot be asked."""
 
-TIMEOUT = 30.0
+TIMEOUTS = {"GET": 10.0, "POST": 30.0}
 """Seconds for one answer; a write may take several of the source's own."""
 
 _STYLES = {
@@ -73,7 +73,7 @@ class Pod:
 
     def _ask(self, method: str, path: str, query: Mapping[str, str], body: bytes = b"") -> dict[str, Any]:
         target = f"{path}?{urlencode({key: text for key, text in query.items() if text})}"
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUTS[method])
         try:
             connection.request(method, target, body or None)
             response = connection.getresponse()

@@ -255,7 +255,8 @@ async def _configs_and_upstreams(settings: Settings) -> list[Finding]:
             texts = await _texts(source.read)
             place = source.place(f"{CONFIGS}<model_config_id>")
     except (SourceError, TimeoutError, OSError) as error:
-        reason = str(error) or f"nothing was read within {SOURCE_SECONDS:g} s"
+        place = ",".join(settings.etcd.servers) or str(settings.config_dir)
+        reason = str(error) or f"nothing was read from {place} within {SOURCE_SECONDS:g} s"
         advice = "see that ETCD_SERVER answers" if settings.etcd.servers else "set INFERFLOW_CONFIG_DIR"
         return [Finding("bad", "configs", reason, advice), *await _upstreams(settings, {})]
     findings += _verdicts(settings, texts, place)

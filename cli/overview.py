@@ -135,6 +135,10 @@ def overview(now: Look, before: Look | None = None) -> dict[str, Any]:
             "acknowledged_rows": int(total.total(metrics.LOG_ROWS, state="acknowledged")),
             "dropped_rows": int(total.total(metrics.LOG_DROPPED)),
         },
+        "config_keys": {
+            state: int(alive.total(metrics.CONFIG_KEYS, state=state))
+            for state in alive.values(metrics.CONFIG_KEYS, "state")
+        },
         "crash_loops": int(alive.total(metrics.CRASH_LOOPS)),
     }
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from cli import terminal
 from cli.overview import Look, configs, overview
+from shared import crashes
 from shared.settings import Settings, SettingsError
 
 __all__ = ["HELP", "TOP_HELP", "add_arguments", "add_top_arguments", "render", "run", "top"]
@@ -28,6 +29,8 @@ NOT_WELL: Final = 1
 NO_POD: Final = 3
 _STYLES = {"up": "green", "hangs": "yellow", "gone": "red"}
 _TOP_MODELS: Final = 15
+_BEHIND: Final = ("waiting", "late", "kept", "refused")
+"""States of configs whose newest version is not served."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     look = Look.now(settings.run_dir)
     if not look.boards:
         return _no_pod(settings.run_dir)
-    state = {**overview(look), "configs": configs(settings)}
+    state = _state(settings, look)
     if arguments.json:
         sys.stdout.buffer.write(orjson.dumps(state, option=orjson.OPT_INDENT_2) + b"\n")
     else:
@@ -74,12 +77,20 @@ def top(arguments: argparse.Namespace) -> int:
             while not arguments.looks or looks < arguments.looks:
                 time.sleep(max(arguments.seconds, 0.1))
                 before, look = look, Look.now(settings.run_dir)
-                state = {**overview(look, before), "configs": configs(settings)}
-                live.update(render(state), refresh=True)
+                live.update(render(_state(settings, look, before)), refresh=True)
                 looks += 1
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _state(settings: Settings, look: Look, before: Look | None = None) -> dict[str, Any]:
+    """What is printed with `--json`: the overview, the state of the configs, and what ends again and again."""
+    return {
+        **overview(look, before),
+        "configs": configs(settings),
+        "crashes": crashes.looping(crashes.read(settings.run_dir)),
+    }
 
 
 def _settings() -> Settings | None:
@@ -108,7 +119,7 @@ def render(state: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_headline(state), _processes(state["processes"])]
     if state["models"]:
         parts.append(_models(state["models"]))
-    if state["components"]:
+    if any(one["executions"] for one in state["components"]):
         parts.append(_components(state["components"]))
     if state["upstreams"]:
         parts.append(_upstreams(state["upstreams"]))
@@ -132,18 +143,23 @@ def _headline(state: dict[str, Any]) -> Text:
     ]
     found = state.get("configs", {})
     if "active" in found:
-        words.append(f"configs {found['active']}")
+        words.append(f"config version {found['active']}")
     line = Text(" · ".join(word for word in words if word))
     for problem in (found.get("error"), found.get("notice")):
         if problem:
             line.append(f"\n{problem}", style="yellow")
-    if state["crash_loops"]:
-        line.append(f"\n{state['crash_loops']} processes end again and again", style="red")
+    behind = [f"{count} {name}" for name, count in state["config_keys"].items() if name in _BEHIND and count]
+    if behind:
+        line.append(f"\nconfigs: {', '.join(behind)}; `inferflow config list` says why", style="yellow")
+    for sentence in state.get("crashes", ()):
+        line.append(f"\n{sentence}; its last lines in the log of the pod say why", style="red")
     return line
 
 
 def _processes(processes: Sequence[dict[str, Any]]) -> Table:
-    table = _table("process", "pid", "state", "up", "CPU s", "MiB", "in flight", "loop lag p99", "configs")
+    table = _table(
+        "process", "pid", "state", "up", "CPU s", "MiB", "in flight", "lag p99 ms", "config version"
+    )
     for one in processes:
         table.add_row(
             one["process"],
@@ -161,7 +177,7 @@ def _processes(processes: Sequence[dict[str, Any]]) -> Table:
 
 def _models(models: Sequence[dict[str, Any]]) -> Table:
     table = _table(
-        "model", "requests", "failed", "/s", "p50 ms", "p99 ms", "rows", "rows with errors", "cache hits"
+        "model", "requests", "failed", "/s", "p50 ms", "p99 ms", "rows", "row errors", "cache hits"
     )
     busy = sorted(models, key=lambda one: (-(one["per_second"] or 0), -one["total"]))
     for one in busy[:_TOP_MODELS]:
@@ -181,10 +197,9 @@ def _models(models: Sequence[dict[str, Any]]) -> Table:
 
 
 def _components(components: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
-        "component", "of", "executions", "p50 ms", "p99 ms", "critical path ms", "rows with errors"
-    )
-    dear = sorted(components, key=lambda one: -one["critical_path_ms"])
+    table = _table("component", "of", "executions", "p50 ms", "p99 ms", "critical path ms", "row errors")
+    asked = [one for one in components if one["executions"]]
+    dear = sorted(asked, key=lambda one: (-one["critical_path_ms"], -one["executions"]))
     for one in dear[:_TOP_MODELS]:
         table.add_row(
             one["component"],

@@ -25,12 +25,14 @@ def difference(key: str, old: bytes | None, new: bytes | None) -> dict[str, Any]
 
     `changes`: a list of {path, old, new}, at most MAX_CHANGES of the `count`; a value that is missing has no
     `old` or no `new`. For a model config also `plan` ({old, new}: its components in the order they are
-    started) and `endpoints` ({added, removed}). Texts that are no JSON count as text.
+    started) and `endpoints` ({added, removed}), unless one of the texts cannot be read as one. Texts that are no
+    JSON count as text.
     """
     changes = list(_changes("", _value(old), _value(new)))
     found: dict[str, Any] = {"key": key, "changes": changes[:MAX_CHANGES], "count": len(changes)}
-    if key.startswith(CONFIGS):
-        before, after = _config(old), _config(new)
+    before, after = _config(old), _config(new)
+    readable = (before is None) == (old is None) and (after is None) == (new is None)
+    if key.startswith(CONFIGS) and readable:
         found["plan"] = {"old": _plan(before), "new": _plan(after)}
         gone, come = _endpoints(before), _endpoints(after)
         found["endpoints"] = {"added": sorted(come - gone), "removed": sorted(gone - come)}

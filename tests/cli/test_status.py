@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -14,12 +15,14 @@ from cli.overview import Look, overview, quantile
 from cli.status import render
 from shared.board import Board
 from shared.board_file import BoardFile, encode
+from shared.crashes import LOOP_ENDS, Crashes
 from shared.metrics import (
     CACHE_COALESCED,
     CACHE_MISSES,
     CACHE_REQUESTS,
     COMPONENT_ERROR_ROWS,
     COMPONENT_LATENCY,
+    CONFIG_KEYS,
     CRITICAL_PATH,
     LATENCY_BOUNDS,
     PROCESS_MEMORY,
@@ -151,6 +154,34 @@ def test_status_as_json(
     state = json.loads(capfdbinary.readouterr().out)
     assert state["requests"]["total"] == 7
     assert "INFERFLOW_ADMIN_PORT" in state["configs"]["error"]
+
+
+def test_status_says_what_is_not_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment(monkeypatch, tmp_path)
+    sidecar = Board("config")
+    sidecar.show(CONFIG_KEYS, {("active",): 4.0, ("kept",): 1.0, ("waiting",): 2.0})
+    BoardFile(tmp_path, "config").write(encode(sidecar, 1000.0))
+    crashes = Crashes(tmp_path)
+    for _ in range(LOOP_ENDS):
+        crashes.ended("worker_1", "exit status 1")
+    assert cli.main(["status"]) == 1
+    shown = capfd.readouterr().out
+    assert "configs: 1 kept, 2 waiting; `inferflow config list` says why" in shown
+    assert "worker_1 ended 3 times in 0 s, the last time by exit status 1" in shown
+
+
+def test_components_that_nobody_asked_are_not_in_the_way(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, 0)
+    worker.board.histogram(COMPONENT_LATENCY, "shop", "never_asked")
+    worker.serve(7, 1, 2.0)
+    console = Console(width=160, file=io.StringIO())
+    console.print(render(overview(Look.now(tmp_path))))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "fetch" in shown
+    assert "never_asked" not in shown
 
 
 def test_top_ends_after_some_looks(
