@@ -144,7 +144,7 @@ def _ended(workers: Sequence[subprocess.Popen[str]]) -> list[dict[str, Any]]:
     """The books of workers that are told to end, which they do when all is settled."""
     for worker in workers:
         worker.terminate()
-    return [json.loads(worker.communicate(timeout=PATIENCE)[0]) for worker in workers]
+    return [json.loads(worker.communicate(timeout=FIRST_START)[0]) for worker in workers]
 
 
 def sidecars_killed(chance: random.Random, kills: int, longest: float = 1.0) -> Outcome:
@@ -176,7 +176,7 @@ def workers_killed(chance: random.Random, kills: int, longest: float = 1.0) -> O
     """Workers are killed; the log sidecar lives."""
     with _Chaos() as chaos:
         sidecar = chaos.sidecar()
-        eventually(lambda: (chaos.home / "logs.sock").exists(), "it listens")
+        eventually(lambda: (chaos.home / "logs.sock").exists(), "it listens", patience=FIRST_START)
         while chaos.kills < kills:
             before = chaos.received()
             workers = [chaos.worker(index) for index in range(WORKERS)]
