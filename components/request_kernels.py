@@ -1,8 +1,9 @@
-"""Predict requests on the wire → the places of their ids and values.
+"""Requests on the wire → the places of their ids and values.
 
 The rules are those of `components.kernels`. A request stands in the slot of its matrix already: `size` bytes of
 `heap` from `at` on, and all places are places in this heap. The reference is `workers.requests` with protobuf
-messages: what `read_request` and `read_slates` take is a message to protobuf, too, and has the same contents.
+messages: what `read_request`, `read_slates` and `read_entities` take is a message to protobuf, too, and has the
+same contents.
 """
 
 from __future__ import annotations
@@ -34,7 +35,17 @@ from components.kernels import (
 )
 from components.value_kernels import _utf8
 
-__all__ = ["NEITHER", "PAIRS", "SLATES", "first_misfit", "read_request", "read_slates", "scan_slates"]
+__all__ = [
+    "COLUMN_PARTS",
+    "NEITHER",
+    "PAIRS",
+    "SLATES",
+    "first_misfit",
+    "read_entities",
+    "read_request",
+    "read_slates",
+    "scan_slates",
+]
 
 I64_OUT = types.int64[::1]
 
@@ -330,3 +341,103 @@ def read_slates(
         slate += 1
         bounds[slate] = place
     return slate
+
+
+# --- RetrieveModelScore
+
+NAME, NAME_END, FIRST, COUNT, FEATURE = range(5)  # of a column that `read_entities` found
+COLUMN_PARTS = 5
+
+
+@_callee
+def _read_name(heap, at, end):
+    """(start, stop) of the last string in field 1 of a message; negative when anything in the message is wrong."""
+    start = stop = np.int64(0)
+    while at < end:
+        tag, at = _tag(heap, at, end)
+        if at >= 0 and tag == 0x0A:
+            start, stop = _text(heap, at, end)
+            at = stop
+        elif at >= 0:
+            at = _skip(heap, at, end, tag)
+        if at < 0:
+            return at, at
+    return start, stop
+
+
+@_callee
+def _read_column(heap, at, end, feature, columns, number, starts, sizes, place):
+    """Notes an Entity, or a Feature (`feature` is 1 then), as column `number`; where the next place is, or a code.
+
+    Both have a name in field 1 and texts in field 2.
+    """
+    if COLUMN_PARTS * (number + 1) > columns.shape[0]:
+        return np.int64(NO_ROOM)
+    column = columns[COLUMN_PARTS * number :]
+    column[NAME], column[NAME_END] = _read_name(heap, at, end)
+    if column[NAME] < 0:
+        return column[NAME]
+    first = place
+    while at < end:
+        tag, at = _tag(heap, at, end)
+        if tag == 0x12:
+            start, at = _text(heap, at, end)
+            if start < 0:
+                return start
+            if place >= starts.shape[0] or place >= sizes.shape[0]:
+                return np.int64(NO_ROOM)
+            starts[place], sizes[place] = start, at - start
+            place += 1
+        else:
+            at = _skip(heap, at, end, tag)
+    column[FIRST], column[COUNT], column[FEATURE] = first, place - first, feature
+    return place
+
+
+@_kernel(types.UniTuple(INT, 6)(U8, INT, INT, I64_OUT, I64_OUT, I32_OUT))
+def read_entities(heap: Any, at: Any, size: Any, columns: Any, starts: Any, sizes: Any) -> Any:
+    """Reads an InferflowRequestProto.
+
+    Returns (code, columns, where model_config_id starts and ends, likewise tracking_id); the two texts are places
+    in the body, not in the heap. columns [n × COLUMN_PARTS]: of each Entity, and behind it of each Feature of it,
+    where its name starts and ends in the heap, its first place, how many places it has, and 1 for a Feature.
+    starts, sizes: the places of ids and feature values. Code NO_ROOM: there are more columns or places than there
+    is room for; together they are never more than one for two bytes of the request.
+    """
+    end = at + size
+    model = model_end = tracking = tracking_end = np.int64(0)
+    if at < 0 or size < 0 or end > heap.shape[0]:
+        return MALFORMED, 0, 0, 0, 0, 0
+    begin = at
+    number = 0
+    place = np.int64(0)
+    while at < end:
+        tag, at = _tag(heap, at, end)
+        if at >= 0 and tag == 0x0A:
+            inner, at = _length(heap, at, end)
+            if inner >= 0:
+                place = _read_column(heap, inner, at, 0, columns, number, starts, sizes, place)
+                if place < 0:
+                    return place, 0, 0, 0, 0, 0
+                number += 1
+            while 0 <= inner < at:
+                tag, inner = _tag(heap, inner, at)
+                if tag != 0x1A:
+                    inner = _skip(heap, inner, at, tag)
+                    continue
+                start, inner = _length(heap, inner, at)
+                place = _read_column(heap, start, inner, 1, columns, number, starts, sizes, place)
+                if place < 0:
+                    return place, 0, 0, 0, 0, 0
+                number += 1
+        elif at >= 0 and (tag == 0x12 or tag == 0x1A):
+            start, at = _text(heap, at, end)
+            if tag == 0x12:
+                model, model_end = start - begin, at - begin
+            else:
+                tracking, tracking_end = start - begin, at - begin
+        elif at >= 0:
+            at = _skip(heap, at, end, tag)
+        if at < 0:
+            return at, 0, 0, 0, 0, 0
+    return 0, number, model, model_end, tracking, tracking_end

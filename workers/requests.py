@@ -18,6 +18,7 @@ from numpy import empty, int32, int64
 from components import request_kernels
 from components.feature_init import Brought, BroughtSlates, Column
 from components.kernels import NO_ROOM
+from components.request_kernels import COLUMN_PARTS
 from components.scratch import scratch
 from dag.plan import Plan
 from proto import inferflow_pb2, predict_pb2
@@ -74,8 +75,8 @@ Adapter = Callable[[bytes, Metadata, Reading, Slot], Inquiry]
 """Reads a body; the slot is that of its matrix. Raises BadRequest if it is no such message, and MatrixFull."""
 
 
-def _retrieve(body: bytes, metadata: Metadata, _: Reading, __: Slot) -> Inquiry:
-    return _Entities(_parsed(inferflow_pb2.InferflowRequestProto, body), metadata)
+def _retrieve(body: bytes, metadata: Metadata, reading: Reading, slot: Slot) -> Inquiry:
+    return _placed_entities(body, metadata, reading, slot) or _entities(body, metadata)
 
 
 def _point_wise(body: bytes, _: Metadata, reading: Reading, slot: Slot) -> Inquiry:
@@ -145,8 +146,13 @@ def _check_names(plan: Plan, names: Iterable[tuple[str, str]]) -> None:
 # --- RetrieveModelScore
 
 
+def _entities(body: bytes, metadata: Metadata) -> _Entities:
+    """A RetrieveModelScore request, read by protobuf. Raises BadRequest."""
+    return _Entities(_parsed(inferflow_pb2.InferflowRequestProto, body), metadata)
+
+
 class _Entities(Inquiry):
-    """A RetrieveModelScore request."""
+    """A RetrieveModelScore request as a message: the reference of `_PlacedEntities`, and who says what is wrong."""
 
     def __init__(self, request: inferflow_pb2.InferflowRequestProto, metadata: Metadata) -> None:
         super().__init__(request.model_config_id, request.tracking_id)
@@ -156,13 +162,19 @@ class _Entities(Inquiry):
     def bring(self, plan: Plan) -> Brought:
         entities, metadata = self._request.entities, self._metadata
         columns = list(_entity_columns(entities))
-        present = {column.name for column in columns}
-        added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
-        columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
+        added = _add_metadata(columns, metadata)
         if not _good_names(plan, [column.name for column in columns]):
             places = [(name, f"metadata {key.decode()!r}") for key, name in added]
             _check_names(plan, [*_entity_places(entities), *places])
         return Brought(len(entities[0].ids), columns)
+
+
+def _add_metadata(columns: list[Column], metadata: Metadata) -> list[tuple[bytes, str]]:
+    """Adds the entities that only the metadata have; returns their keys there, and their names."""
+    present = {column.name for column in columns}
+    added = [(key, name) for key, name in METADATA_ENTITIES if key in metadata and name not in present]
+    columns += [Column(name, DataType.STRING, [metadata[key]]) for key, name in added]
+    return added
 
 
 def _entity_columns(entities: Sequence[inferflow_pb2.InferflowRequestProto.Entity]) -> Iterable[Column]:
@@ -204,6 +216,68 @@ def _entity_places(
 
 def _encoded(texts: Iterable[str]) -> list[bytes]:
     return [text.encode() for text in texts]
+
+
+class _PlacedEntities(Inquiry):
+    """A RetrieveModelScore request by where its parts stand in the slot of its matrix."""
+
+    def __init__(
+        self,
+        model_config_id: str,
+        tracking_id: str,
+        body: bytes,
+        metadata: Metadata,
+        rows: int,
+        columns: list[Column],
+    ) -> None:
+        super().__init__(model_config_id, tracking_id)
+        self._body = body
+        self._metadata = metadata
+        self._rows = rows
+        self._columns = columns
+
+    def bring(self, plan: Plan) -> Brought:
+        columns = self._columns
+        _add_metadata(columns, self._metadata)
+        if not _good_names(plan, [column.name for column in columns]):
+            return _entities(self._body, self._metadata).bring(plan)
+        return Brought(self._rows, columns)
+
+
+def _placed_entities(body: bytes, metadata: Metadata, reading: Reading, slot: Slot) -> Inquiry | None:
+    """A RetrieveModelScore request by a kernel. Raises MatrixFull.
+
+    None when the reference is to read it: on demand, and when something is wrong with it.
+    """
+    if reading.reference_codecs:
+        return None
+    size = len(body)
+    heap, at = slot.copy(body)
+    room = 32 + size // 4  # texts take more than four bytes each in most requests
+    while True:
+        table, starts, sizes = empty(COLUMN_PARTS * room, int64), empty(room, int64), empty(room, int32)
+        read = request_kernels.read_entities(heap, at, size, table, starts, sizes)
+        if read[0] != NO_ROOM:
+            break
+        room = 32 + size // 2
+    code, count, model, model_end, tracking, tracking_end = read
+    if code < 0 or not count:
+        return None
+    found: list[int] = table[: COLUMN_PARTS * count].tolist()
+    rows = found[request_kernels.COUNT]
+    columns: list[Column] = []
+    for begin in range(0, COLUMN_PARTS * count, COLUMN_PARTS):
+        name, name_end, first, texts, feature = found[begin : begin + COLUMN_PARTS]
+        if not texts and feature:
+            continue  # a feature without values
+        if not texts or texts not in (1, rows):
+            return None
+        end = first + texts
+        values = TextColumn(heap, starts[first:end], sizes[first:end], constant=texts == 1)
+        columns.append(Column(body[name - at : name_end - at].decode(), DataType.STRING, values))
+    return _PlacedEntities(
+        body[model:model_end].decode(), body[tracking:tracking_end].decode(), body, metadata, rows, columns
+    )
 
 
 # --- Predict

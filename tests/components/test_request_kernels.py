@@ -13,20 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.kernels import MALFORMED, NO_ROOM
 from components.request_kernels import (
+    COLUMN_PARTS,
     NEITHER,
     PAIRS,
     SLATES,
     first_misfit,
+    read_entities,
     read_request,
     read_slates,
     scan_slates,
 )
-from proto import predict_pb2
+from proto import inferflow_pb2, predict_pb2
 from tests.components.memory import CANARY, array, canaries
 from tests.components.messages import (
     LENGTH,
@@ -349,3 +352,107 @@ def test_the_first_misfit(
 def test_lengths_that_are_not_there_do_not_fit() -> None:
     assert first_misfit(np.zeros(1, np.int32), 0, 2, 1, 0, np.ones(1, np.int64)) == 0
     assert first_misfit(np.zeros(1, np.int32), 0, 1, 1, -1, np.ones(1, np.int64)) == 0
+
+
+# ---------------------------------------------------------------- RetrieveModelScore
+
+Entities = tuple[bytes, bytes, list[tuple[bytes, list[bytes], bool]]]
+"""Config, tracking id, and of each column its name, its texts, and whether it is a feature."""
+
+
+def entities_of(body: bytes) -> Entities | None:
+    """What the kernel reads of an InferflowRequestProto; None when it leaves it to the reference."""
+    heap = array(BEFORE + body)
+    room = len(body) // 2
+    columns, starts, sizes = canaries(8 * COLUMN_PARTS * room), canaries(8 * room), canaries(4 * room)
+    code, count, model, model_end, tracking, tracking_end = read_entities(
+        heap, len(BEFORE), len(body), columns.view(np.int64), starts.view(np.int64), sizes.view(np.int32)
+    )
+    assert code != NO_ROOM
+    if code < 0:
+        return None
+    found = []
+    for name, name_end, first, texts, feature in (
+        columns.view(np.int64)[: COLUMN_PARTS * count].reshape(-1, COLUMN_PARTS).tolist()
+    ):
+        places = range(first, first + texts)
+        places_of = [(int(starts.view(np.int64)[p]), int(sizes.view(np.int32)[p])) for p in places]
+        values = [heap[start : start + size].tobytes() for start, size in places_of]
+        found.append((heap[name:name_end].tobytes(), values, bool(feature)))
+    return body[model:model_end], body[tracking:tracking_end], found
+
+
+def entities_by_protobuf(body: bytes) -> Entities | None:
+    try:
+        request = inferflow_pb2.InferflowRequestProto.FromString(body)
+    except DecodeError:
+        return None
+    columns = []
+    for entity in request.entities:
+        columns.append((entity.entity.encode(), [text.encode() for text in entity.ids], False))
+        columns += [
+            (f.name.encode(), [v.encode() for v in f.ids_feature_value], True) for f in entity.features
+        ]
+    return request.model_config_id.encode(), request.tracking_id.encode(), columns
+
+
+@st.composite
+def entity_requests(draw: st.DrawFn, texts: st.SearchStrategy[bytes] = TEXTS) -> bytes:
+    """An InferflowRequestProto with its fields in any order, and unknown ones among them."""
+
+    def message(*fields: st.SearchStrategy[bytes]) -> bytes:
+        parts = draw(st.lists(st.one_of(*fields), max_size=5))
+        return draw(written(parts, draw(unknown_fields(1, 2, 3, most=1))))
+
+    def nested(number: int, *fields: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+        bodies = [message(*fields) for _ in range(draw(st.integers(0, 2)))] or [b""]
+        return st.builds(lambda one, pad: field(number, LENGTH, one, 0, pad), st.sampled_from(bodies), PADS)
+
+    name, values = string_fields(1, texts), string_fields(2, texts)
+    entity = nested(1, name, values, nested(3, name, values))
+    return message(entity, entity, string_fields(2, texts), string_fields(3, texts))
+
+
+@given(entity_requests())
+def test_entities_that_are_taken_are_a_message(body: bytes) -> None:
+    found = entities_of(body)
+    assert found is None or found == entities_by_protobuf(body)
+
+
+@given(entity_requests(WORDS.map(str.encode)), st.data())
+def test_broken_entities(body: bytes, data: st.DataObject) -> None:
+    body = data.draw(broken(body))
+    found = entities_of(body)
+    assert found is None or found == entities_by_protobuf(body)
+
+
+def usual_entities() -> bytes:
+    """What a client sends."""
+    request = inferflow_pb2.InferflowRequestProto(model_config_id="ranker", tracking_id="t-1")
+    catalog = request.entities.add(entity="catalog_id", ids=["1", "", "título"])
+    catalog.features.add(name="price", ids_feature_value=["1.5", "2", ""])
+    catalog.features.add(name="none")
+    request.entities.add(entity="user_id", ids=["u42"])
+    return request.SerializeToString()
+
+
+def test_usual_entities_are_taken() -> None:
+    body = usual_entities()
+    assert entities_of(body) == entities_by_protobuf(body) is not None
+    for part in cut_anywhere(body):
+        assert entities_of(part) in (None, entities_by_protobuf(part))
+
+
+@pytest.mark.parametrize(("columns", "places"), [(3, 7), (4, 6), (0, 0)])
+def test_more_entities_than_there_is_room_for(columns: int, places: int) -> None:
+    body = array(usual_entities())
+    room = np.empty(COLUMN_PARTS * columns, np.int64), np.empty(places, np.int64), np.empty(places, np.int32)
+    assert read_entities(body, 0, len(body), *room)[0] == NO_ROOM
+    room = np.empty(COLUMN_PARTS * 4, np.int64), np.empty(7, np.int64), np.empty(7, np.int32)
+    assert read_entities(body, 0, len(body), *room)[:2] == (0, 4)
+
+
+@pytest.mark.parametrize(("at", "size"), [(-1, 1), (0, -1), (0, 9), (8, 1)])
+def test_entities_outside_of_the_heap(at: int, size: int) -> None:
+    room = np.empty(9, np.int64), np.empty(9, np.int64), np.empty(9, np.int32)
+    assert read_entities(array(b"12345678"), at, size, *room)[0] == MALFORMED

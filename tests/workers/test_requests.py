@@ -441,7 +441,12 @@ def retrieves(draw: st.DrawFn) -> Any:
     st.dictionaries(st.sampled_from([b"user-id", b"app-version-code", b"other"]), st.binary(max_size=3)),
 )
 def test_entities_features_and_metadata(request: Any, metadata: dict[bytes, bytes]) -> None:
-    _, brought = asked(RETRIEVE, request.SerializeToString(), Reading(), metadata)
+    body = request.SerializeToString()
+    inquiry, brought = asked(RETRIEVE, body, Reading(), metadata)
+    _, reference = asked(RETRIEVE, body, Reading(reference_codecs=True), metadata)
+    assert (inquiry.model_config_id, inquiry.tracking_id) == (request.model_config_id, request.tracking_id)
+    assert all(isinstance(column.values, TextColumn) for column in brought.columns[: len(request.entities)])
+    assert shown(brought) == shown(reference)
     wanted = []
     for entity in request.entities:
         wanted.append((entity.entity, [text.encode() for text in entity.ids]))
