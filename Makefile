@@ -18,6 +18,8 @@ $(VENV)/bin/python:
 $(SETUP): | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# Where PYTHONDONTWRITEBYTECODE is set nobody else does this, and each process would compile all libraries anew.
+	$(BIN)/python -m compileall -q -x '/tests?/' $(VENV)/lib
 	@echo "compiling kernels …"
 	$(BIN)/python -c 'import workers.service, inferlog.kernels'
 	@touch $@
