@@ -14,7 +14,7 @@ from components.kernels import NO_ROOM, ask_keys, encode_batches, key_work
 from components.kernels import distinct_keys as distinct
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
-from shared.feature_cache import Places
+from shared.feature_cache import KeyParts, Places
 from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
 
 __all__ = ["Keys", "all_numbers", "distinct_keys", "encoded_batches", "key_texts"]
@@ -133,10 +133,7 @@ class _OneKey(Keys):
         return tuple(self._parts)
 
     def places(self) -> Places:
-        gathered = _gathered(1, self._columns)
-        return Places(
-            gathered.heap, gathered.starts, gathered.sizes, gathered.parts, 1, _FIRST_ROW, self.count
-        )
+        return Places(_gathered(1, self._columns), _FIRST_ROW, self.count)
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         if not len(wanted):
@@ -153,27 +150,12 @@ class _OneKey(Keys):
         return f"<_OneKey {self._parts} of {len(self.index)} rows>"
 
 
-class _Gathered:
-    """The key columns as one heap: starts int64, sizes int32 [parts × rows], part after part."""
-
-    __slots__ = ("heap", "parts", "rows", "sizes", "starts")
-
-    def __init__(
-        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, parts: int, rows: int
-    ) -> None:
-        self.heap = heap
-        self.starts = starts
-        self.sizes = sizes
-        self.parts = parts
-        self.rows = rows
-
-
 class _ListedKeys(Keys):
     """Distinct keys by the place of their parts in a heap. `work` is as kernels.key_work says."""
 
     __slots__ = ("_gathered", "_reference", "_work")
 
-    def __init__(self, gathered: _Gathered, work: Rows, count: int, *, reference: bool) -> None:
+    def __init__(self, gathered: KeyParts, work: Rows, count: int, *, reference: bool) -> None:
         rows = gathered.rows
         gaps = count < rows and bool(work[2 * rows])
         super().__init__(count, work[rows : 2 * rows], gaps)
@@ -182,7 +164,7 @@ class _ListedKeys(Keys):
         self._reference = reference
 
     @classmethod
-    def find(cls, gathered: _Gathered, *, reference: bool) -> _ListedKeys:
+    def find(cls, gathered: KeyParts, *, reference: bool) -> _ListedKeys:
         work: Rows = empty(_work_size(gathered.rows), int32)
         find = _distinct if reference else distinct
         count: int = find(gathered.heap, gathered.starts, gathered.sizes, gathered.parts, gathered.rows, work)
@@ -192,8 +174,7 @@ class _ListedKeys(Keys):
         return _parts(self._gathered, int(self._work[key]))
 
     def places(self) -> Places:
-        own = self._gathered
-        return Places(own.heap, own.starts, own.sizes, own.parts, own.rows, self._work, self.count)
+        return Places(self._gathered, self._work, self.count)
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
         encoded = None if self._reference else self._encoded(wanted, size)
@@ -239,7 +220,7 @@ class _AskedKeys(_ListedKeys):
 
     __slots__ = ("_batches",)
 
-    def __init__(self, gathered: _Gathered, work: Rows, count: int, batch: int, out: Bytes) -> None:
+    def __init__(self, gathered: KeyParts, work: Rows, count: int, batch: int, out: Bytes) -> None:
         super().__init__(gathered, work, count, reference=False)
         if 0 < count <= batch:
             end = int(work[2 * gathered.rows + 1])
@@ -248,7 +229,7 @@ class _AskedKeys(_ListedKeys):
             self._batches = _cut(out, self._ends(count, batch), _numbers(count, batch))
 
     @classmethod
-    def ask(cls, gathered: _Gathered, batch: int) -> _AskedKeys | None:
+    def ask(cls, gathered: KeyParts, batch: int) -> _AskedKeys | None:
         """None when a key needs the reference: it is not ASCII."""
         work: Rows = empty(_work_size(gathered.rows), int32)
         while True:
@@ -289,7 +270,7 @@ def _cut(out: Bytes, ends: list[int], numbers: Sequence[Rows]) -> list[tuple[Row
     return batches
 
 
-def _parts(gathered: _Gathered, row: int) -> tuple[bytes, ...]:
+def _parts(gathered: KeyParts, row: int) -> tuple[bytes, ...]:
     """The parts of the key of a row."""
     starts = gathered.starts[row :: gathered.rows].tolist()
     sizes = gathered.sizes[row :: gathered.rows].tolist()
@@ -298,11 +279,11 @@ def _parts(gathered: _Gathered, row: int) -> tuple[bytes, ...]:
     )
 
 
-def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> _Gathered:
+def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> KeyParts:
     """The columns as one heap."""
     parts = len(columns)
     if parts == 1 and (only := columns[0]) is not None:
-        return _Gathered(only.heap, only.starts, only.sizes, 1, rows)
+        return KeyParts(only.heap, only.starts, only.sizes, 1, rows)
     starts = np.zeros((parts, rows), np.int64)
     sizes = np.zeros((parts, rows), np.int32)
     heap, offsets = _one_heap([column for column in columns if column is not None])
@@ -311,7 +292,7 @@ def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> _Gathered:
             starts[number] = column.starts
             starts[number] += offsets[id(column.heap)]
             sizes[number] = column.sizes
-    return _Gathered(heap, starts.reshape(-1), sizes.reshape(-1), parts, rows)
+    return KeyParts(heap, starts.reshape(-1), sizes.reshape(-1), parts, rows)
 
 
 def _one_heap(columns: Sequence[TextColumn]) -> tuple[Bytes, dict[int, int]]:
@@ -332,7 +313,7 @@ def _distinct(
     heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, parts: int, rows: int, work: Rows
 ) -> int:
     """The reference of kernels.distinct_keys."""
-    gathered = _Gathered(heap, starts, sizes, parts, rows)
+    gathered = KeyParts(heap, starts, sizes, parts, rows)
     seen: dict[tuple[bytes, ...], int] = {}
     gaps = 0
     for row in range(rows):

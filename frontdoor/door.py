@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
 _OK: Final = 0
-_STATUSES: Final = tuple(
-    Status
-)  # by number; to make a member from its number costs as much as to read an answer
+# By number: to make a member from its number costs as much as to read an answer.
+_STATUSES: Final = tuple(Status)
 
 
 class _Pending:

@@ -61,9 +61,7 @@ _PADDED: Final = 0x8
 _PRIORITY: Final = 0x20
 
 _FRAME_HEAD: Final = 9
-_FRAME_BYTES: Final = (
-    16_384  # payload of the frames that we take, and of those that every peer takes (section 4.2)
-)
+_FRAME_BYTES: Final = 16_384  # payload of a frame that both sides take, whatever SETTINGS say (section 4.2)
 _WINDOW: Final = 65_535  # the initial window (section 6.9.2)
 _MAX_WINDOW: Final = 2**31 - 1
 _MAX_CONTINUATIONS: Final = 64

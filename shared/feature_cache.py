@@ -34,7 +34,7 @@ from shared.cache_memory import (
 )
 from shared.segments import Bytes, Segment
 
-__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "Places"]
+__all__ = ["CacheKey", "CachedLines", "FeatureCache", "Found", "KeyParts", "Places"]
 
 Rows = npt.NDArray[np.int32]
 NONE: Rows = np.empty(0, np.int32)
@@ -64,29 +64,31 @@ class CacheKey:
         return f"<CacheKey {self.prefix.hex()} ttl={self.ttl:g} s>"
 
 
-class Places:
-    """The distinct keys of a request: their parts by place. The parts of key k are those of row firsts[k].
+class KeyParts:
+    """The parts of the keys of rows, as one heap: starts int64 and sizes int32 [parts × rows], part after part."""
 
-    starts int64 and sizes int32 [parts × rows], part after part, of `heap`; firsts int32, `count` or longer.
-    """
-
-    __slots__ = ("count", "firsts", "heap", "parts", "rows", "sizes", "starts")
+    __slots__ = ("heap", "parts", "rows", "sizes", "starts")
 
     def __init__(
-        self,
-        heap: Bytes,
-        starts: npt.NDArray[np.int64],
-        sizes: Rows,
-        parts: int,
-        rows: int,
-        firsts: Rows,
-        count: int,
+        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows, parts: int, rows: int
     ) -> None:
         self.heap = heap
         self.starts = starts
         self.sizes = sizes
         self.parts = parts
         self.rows = rows
+
+    def __repr__(self) -> str:
+        return f"<KeyParts of {self.rows} rows, {self.parts} parts each>"
+
+
+class Places:
+    """Distinct keys by where their parts stand: key k has those of row firsts[k] (int32, `count` or longer)."""
+
+    __slots__ = ("count", "firsts", "of")
+
+    def __init__(self, of: KeyParts, firsts: Rows, count: int) -> None:
+        self.of = of
         self.firsts = firsts
         self.count = count
 
@@ -194,7 +196,7 @@ class FeatureCache:
         Lines that were not found are garbage if they were before. The variable values of the others stand together
         behind heap_at.
         """
-        count = keys.count
+        count, parts = keys.count, keys.of
         words = self._words
         if words is None:
             return Found(count, 0, lines.heap_at, np.arange(count, dtype=np.int32), None)
@@ -204,7 +206,7 @@ class FeatureCache:
         while True:
             told: tuple[int, int] = find(
                 words, key.low, key.high, now,
-                keys.heap, keys.starts, keys.sizes, keys.parts, keys.rows, keys.firsts, count,
+                parts.heap, parts.starts, parts.sizes, parts.parts, parts.rows, keys.firsts, count,
                 memory, lines.plan, lines.arena, lines.base, lines.heap, lines.heap_at, line, self.counts,
             )  # fmt: skip
             hits, end = told

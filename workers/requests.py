@@ -253,13 +253,12 @@ def _placed_entities(body: bytes, metadata: Metadata, reading: Reading, slot: Sl
         return None
     size = len(body)
     heap, at = slot.copy(body)
-    room = 32 + size // 4  # texts take more than four bytes each in most requests
-    while True:
+    # Texts take more than four bytes each in most requests, and two at least in all.
+    for room in (32 + size // 4, 32 + size // 2):
         table, starts, sizes = empty(COLUMN_PARTS * room, int64), empty(room, int64), empty(room, int32)
         read = request_kernels.read_entities(heap, at, size, table, starts, sizes)
         if read[0] != NO_ROOM:
             break
-        room = 32 + size // 2
     code, count, model, model_end, tracking, tracking_end = read
     if code < 0 or not count:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from shared.cache_kernels import line_plan
 from shared.cache_memory import cache_segment
-from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, Places
+from shared.feature_cache import CachedLines, CacheKey, FeatureCache, Found, KeyParts, Places
 
 __all__ = [
     "KEY",
@@ -68,7 +68,7 @@ def places(keys: Sequence[Key]) -> Places:
     heap = np.frombuffer(b"".join(b"".join(key) for key in keys) + b"\0", np.uint8)
     rows = np.arange(len(keys), dtype=np.int32)
     by_part = starts.T.astype(np.int64).reshape(-1), sizes.T.reshape(-1)
-    return Places(heap, *by_part, len(keys[0]), len(keys), rows, len(keys))
+    return Places(KeyParts(heap, *by_part, len(keys[0]), len(keys)), rows, len(keys))
 
 
 class Memory:
