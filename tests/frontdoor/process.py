@@ -81,6 +81,10 @@ class Process:
         """Sends the signal and returns the exit code."""
         if self.alive():
             self.popen.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Returns the exit code, once it has ended by itself."""
         code = self.popen.wait(PATIENCE)
         self._reader.join(PATIENCE)
         return code
