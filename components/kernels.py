@@ -73,8 +73,11 @@ def _callee(function: Function) -> Function:
 
 
 def _typed_callee(signature: Any) -> Callable[[Function], Function]:
-    """A `_callee` with types of its own, whatever its callers have."""
-    return cast(Callable[[Function], Function], _njit(signature, nogil=True, error_model="numpy", _nrt=False))
+    """A `_callee` with types of its own, whatever its callers have. Compiled on import, hence cached."""
+    return cast(
+        Callable[[Function], Function],
+        _njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False),
+    )
 
 
 def _merged(function: Function) -> Function:
