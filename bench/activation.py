@@ -111,7 +111,7 @@ class Pod:
     def start_workers(self) -> None:
         """The workers; not waited for."""
         for index in range(self._workers):
-            self._start("workers.main", INFERFLOW_INDEX=str(index))
+            self._start("workers", INFERFLOW_INDEX=str(index))
 
     def __exit__(self, *_: object) -> None:
         for one in reversed(self._processes):

@@ -96,6 +96,7 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()  # workers import without it
 
 
 def ignore_stops(loop: asyncio.AbstractEventLoop, signals: Iterable[signal.Signals]) -> None:

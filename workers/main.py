@@ -1,4 +1,4 @@
-"""The worker process: `python -m workers.main`.
+"""What a worker process owns, and its life.
 
 One I/O thread (uvloop) owns every socket: links to the front doors, channels to the upstreams, the link to the
 config sidecar. Executor threads run the DAGs.
@@ -216,7 +216,3 @@ def main() -> None:
     if settings.pin:
         process.pin(settings.index)
     uvloop.run(_serve(settings))
-
-
-if __name__ == "__main__":
-    main()
