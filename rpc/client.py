@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from rpc.client_connection import ChannelSettings, ClientCall, ClientConnection, Method, Reply
+from rpc.client_connection import ChannelSettings, ClientCall, ClientConnection, Meter, Method, Reply
 from rpc.codec import Header
 from rpc.endpoint import Connector, Endpoint
 from rpc.resolver import Address, DnsResolver, Resolver, parse_target
@@ -25,7 +25,7 @@ from rpc.status import Metadata, RpcError, Status
 from rpc.timers import Timers
 from rpc.wire import Body, encode_metadata
 
-__all__ = ["Channel", "ChannelSettings", "ClientCall", "Method", "Reply", "connect_socket"]
+__all__ = ["Channel", "ChannelSettings", "ClientCall", "Meter", "Method", "Reply", "connect_socket"]
 
 _USER_AGENT: Final = b"grpc-python-ngh2/1"
 _MAX_ATTEMPTS: Final = 3  # of a call that peers refuse
@@ -67,6 +67,7 @@ class Channel:
         """
         parsed = parse_target(target)
         self.loop = asyncio.get_running_loop()
+        self._clock = self.loop.time
         self.settings = settings or ChannelSettings()
         self.target = target
         self._parsed = parsed
@@ -107,17 +108,22 @@ class Channel:
         return Method(path, headers)
 
     def start(
-        self, method: Method, body: Body, timeout: float | None, on_done: Callable[[Reply], None]
+        self,
+        method: Method,
+        body: Body,
+        timeout: float | None,
+        on_done: Callable[[Reply], None],
+        meter: Meter | None = None,
     ) -> ClientCall:
-        """Starts a unary call. `timeout` in seconds, None = none.
+        """Starts a unary call, which `meter` counts. `timeout` in seconds, None = none.
 
         `on_done` is called exactly once, in a later step of the loop, never from within this function.
         """
         if timeout is None:
-            call = ClientCall(self, method, body, None, on_done)
+            call = ClientCall(self, method, body, None, on_done, meter)
         else:
-            deadline = self.loop.time() + timeout
-            call = ClientCall(self, method, body, deadline, on_done)
+            deadline = self._clock() + timeout
+            call = ClientCall(self, method, body, deadline, on_done, meter)
             call.set_deadline(self._timers.add(deadline, call))
         self._send(call)
         return call

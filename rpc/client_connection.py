@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from rpc.client_codec import (
+    Answer,
     ClientCodec,
     Data,
     Event,
@@ -19,7 +21,7 @@ from rpc.client_codec import (
     Trailers,
 )
 from rpc.codec import ErrorCode, Header, NGH2Error, error_name
-from rpc.connection import Http2Connection
+from rpc.connection import FLUSH_BYTES, Http2Connection
 from rpc.hpack import header_bytes
 from rpc.status import RpcError, Status, status_of_http, status_of_reset
 from rpc.wire import (
@@ -28,17 +30,27 @@ from rpc.wire import (
     MessageReader,
     custom_metadata,
     decode_message,
-    message_parts,
+    message_prefix,
     split_headers,
     timeout_field,
 )
 
-__all__ = ["ChannelSettings", "ClientCall", "ClientConnection", "Listener", "Method", "Owner", "Reply"]
+__all__ = [
+    "ChannelSettings",
+    "ClientCall",
+    "ClientConnection",
+    "Listener",
+    "Meter",
+    "Method",
+    "Owner",
+    "Reply",
+]
 
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
 _MAX_BLOCKS: Final = 64
 _MAX_HEADER_BYTES: Final = 64 * KiB  # of a request: names and values
+_OK: Final = Status.OK  # members of an enum are slow to look up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,17 +135,28 @@ class Reply:
         return RpcError(self.status, self.message, trailing=self.trailing, retriable=self.retriable)
 
     def __repr__(self) -> str:
-        what = f"{len(self.body)} bytes" if self.status is Status.OK else repr(self.message)
+        what = f"{len(self.body)} bytes" if self.status is _OK else repr(self.message)
         return f"<Reply {self.status.name} {what}>"
+
+
+class Meter:
+    """Counts calls. It does nothing: subclasses do."""
+
+    __slots__ = ()
+
+    def ended(self, status: int, took: float) -> None:
+        """A call has ended after `took` ms; its `on_done` is called next."""
 
 
 class ClientCall:
     """A call that was started. Its `on_done` is called exactly once, from the loop."""
 
     __slots__ = (
+        "_began",
         "_body",
         "_bucket",
         "_messages",
+        "_meter",
         "_on_done",
         "_owner",
         "_reader",
@@ -154,6 +177,7 @@ class ClientCall:
         request: Body,
         deadline: float | None,
         on_done: Callable[[Reply], None],
+        meter: Meter | None,
     ) -> None:
         self.method = method
         self.request = request
@@ -167,6 +191,8 @@ class ClientCall:
         self.encoding = b"identity"
         self._owner = owner
         self._on_done = on_done
+        self._meter = meter
+        self._began = monotonic() if meter is not None else 0.0
         self._bucket: set[Any] | None = None
         self._reader: MessageReader | None = None
         self._messages = 0
@@ -213,6 +239,9 @@ class ClientCall:
         self.request = b""
         if self._bucket is not None:
             self._bucket.discard(self)
+        meter = self._meter
+        if meter is not None:
+            meter.ended(reply.status, (monotonic() - self._began) * 1e3)
         on_done, self._on_done = self._on_done, _ignore
         if soon:
             self._owner.loop.call_soon(on_done, reply)
@@ -231,21 +260,11 @@ class ClientCall:
         self._messages = 0
         self._body = b""
 
-    def feed(self, data: bytes, limit: int) -> None:
+    def feed(self, data: bytes | memoryview, limit: int) -> None:
         """Takes a piece of the answer. Raises RpcError when it is wrong."""
-        reader = self._reader
-        if reader is None:
-            if (
-                not self._messages
-                and len(data) > PREFIX
-                and data[0] == 0
-                and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX <= limit
-            ):
-                self._messages = 1  # the usual case: the whole message in one frame
-                self._body = data[PREFIX:]
-                return
-            reader = self._reader = MessageReader(limit, self.encoding)
-        for message in reader.feed(data):
+        if self._reader is None:
+            self._reader = MessageReader(limit, self.encoding)
+        for message in self._reader.feed(data):
             self._messages += 1
             self._body = message
 
@@ -370,11 +389,16 @@ class ClientConnection(Http2Connection):
                 message = f"request could not be sent: headers of {size} bytes, at most {_MAX_HEADER_BYTES}"
                 call.finish(Reply(Status.INTERNAL, message), soon=True)
                 return
+        field = b""
         if call.deadline is not None:
-            block += timeout_field(call.deadline - self._loop.time())
-        parts = message_parts(call.request)
+            field = timeout_field(call.deadline - self._clock())
+        request = call.request
+        parts = (request,) if isinstance(request, bytes) else request
+        size = 0
+        for part in parts:
+            size += len(part)
         try:
-            stream_id = codec.send_request(block, parts)
+            stream_id = codec.send_request(block, parts, field=field, start=message_prefix(size))
         except NGH2Error as error:
             # Out of stream ids, or a GOAWAY whose event is still in the batch: no calls here any more.
             self._retire(str(error))
@@ -385,8 +409,7 @@ class ClientConnection(Http2Connection):
         call.attempts += 1
         self._calls[stream_id] = call
         self.open += 1
-        for part in parts:
-            self._body_bytes += len(part)
+        self._body_bytes += PREFIX + size
         if not self._dirty:
             self.mark_dirty()
 
@@ -420,16 +443,35 @@ class ClientConnection(Http2Connection):
         self._http.reset_stream(stream_id, ErrorCode.CANCEL)
         self.mark_dirty()
 
+    # -- the codec -----------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes | memoryview) -> None:
+        self._http.receive_data(data)
+
+    def _events(self) -> Sequence[Any]:
+        return self._http.events()
+
+    def _output(self) -> bytes:
+        return self._http.data_to_send(FLUSH_BYTES)
+
+    def _queued(self) -> int:
+        return self._http.queued_body_size()
+
     # -- events --------------------------------------------------------------------------------------------
 
     def _dispatch(self, events: Sequence[Any]) -> None:
         calls = self._calls
         limit = self._settings.max_message_bytes
         for event in events:
-            if isinstance(event, StreamEnd):
+            if isinstance(event, Answer):
+                self._on_answer(event)
+            elif isinstance(event, StreamEnd):
                 self.open -= 1
-                if self._draining or self._waiting or event.stream_id in calls:
-                    self._on_stream_closed(event)
+                call = calls.pop(event.stream_id, None)
+                if call is not None:
+                    self._stream_failed(call, event)
+                if self._draining or self._waiting:
+                    self._on_free_stream()
             elif isinstance(event, Data):
                 call = calls.get(event.stream_id)
                 if call is not None:
@@ -449,6 +491,27 @@ class ClientConnection(Http2Connection):
                     self._on_trailers(call, event.headers)
             else:
                 self._on_other(event)
+
+    def _on_answer(self, event: Answer) -> None:
+        """A whole response: nearly always the headers of good ones around one message that is not compressed."""
+        data, start = event.received, event.start
+        size = event.end - start - PREFIX
+        if (
+            event.head is not self._good_head
+            or event.trailers is not self._good_trailers
+            or not 0 <= size <= self._settings.max_message_bytes
+            or data[start]
+            or data[start + 1] << 24 | data[start + 2] << 16 | data[start + 3] << 8 | data[start + 4] != size
+        ):
+            self._dispatch(event.parts())
+            return
+        self.open -= 1
+        self.answered = True
+        call = self._calls.pop(event.stream_id, None)
+        if call is not None:
+            call.finish(Reply(_OK, "", data[start + PREFIX : event.end]))
+        if self._draining or self._waiting:
+            self._on_free_stream()
 
     def _on_other(self, event: Event) -> None:
         if isinstance(event, SettingsChanged):
@@ -502,7 +565,7 @@ class ClientConnection(Http2Connection):
             reply = _reply_of_body(call, ())
         else:
             reply = _reply_of_trailers(headers, call)
-            if reply.status is Status.OK and not reply.trailing:
+            if reply.status is _OK and not reply.trailing:
                 self._good_trailers = headers
         self.answered = True
         if self._http.queued_body_size(call.stream_id):
@@ -513,10 +576,7 @@ class ClientConnection(Http2Connection):
         self.give_up(call)
         call.finish(Reply(error.status, error.message))
 
-    def _on_stream_closed(self, event: StreamEnd) -> None:
-        call = self._calls.pop(event.stream_id, None)
-        if call is not None:
-            self._stream_failed(call, event)
+    def _on_free_stream(self) -> None:
         if self._draining:
             if not self.open:
                 self.close(ErrorCode.NO_ERROR, "drained")
@@ -601,6 +661,6 @@ def _reply_of_trailers(headers: tuple[Header, ...], call: ClientCall) -> Reply:
 
 def _reply_of_body(call: ClientCall, trailing: tuple[tuple[bytes, bytes], ...]) -> Reply:
     try:
-        return Reply(Status.OK, "", call.body(), trailing)
+        return Reply(_OK, "", call.body(), trailing)
     except RpcError as error:
         return Reply(error.status, error.message, b"", trailing)

@@ -90,8 +90,10 @@ class Http2Connection(asyncio.Protocol):
         """True once nothing can be sent or received any more."""
         self.peer = ""
         self._loop = loop
+        self._clock = loop.time
         self._timers = Timers.of(loop)
         self._transport: asyncio.Transport | None = None
+        self._at_end_of_turn = self._flush_if_dirty  # bound once
         self._dirty = False
         self._write_paused = False
         self._output_cut = False
@@ -114,6 +116,24 @@ class Http2Connection(asyncio.Protocol):
         self._progress = (0, 0)
 
     # -- for subclasses ------------------------------------------------------------------------------------
+
+    # A subclass that says of which class its codec is has these compiled to plain calls.
+
+    def _receive(self, data: bytes | memoryview) -> None:
+        """Has the codec read `data`. Raises NGH2Error."""
+        self.codec.receive_data(data)
+
+    def _events(self) -> Sequence[Any]:
+        """What has happened at the codec since the last time."""
+        return self.codec.events()
+
+    def _output(self) -> bytes:
+        """What the codec has to send, up to FLUSH_BYTES. Raises NGH2Error."""
+        return self.codec.data_to_send(FLUSH_BYTES)
+
+    def _queued(self) -> int:
+        """Bytes of messages that the codec has not given out yet."""
+        return self.codec.queued_body_size()
 
     def _dispatch(self, events: Sequence[Any]) -> None:
         """Handles the events of one batch, in order."""
@@ -138,10 +158,10 @@ class Http2Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # those of uvloop do not inherit from it
         self.peer = peer_name(transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
-        self._bucket = self._timers.add(self._loop.time() + self._tick_seconds, self)
+        self._bucket = self._timers.add(self._clock() + self._tick_seconds, self)
 
     def data_received(self, data: bytes) -> None:
-        self._received_at = self._loop.time()
+        self._received_at = self._clock()
         self._ping_at = 0.0
         if len(data) <= self._feed_bytes:
             self._feed(data)
@@ -165,11 +185,11 @@ class Http2Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
-            self.codec.receive_data(data)
+            self._receive(data)
         except NGH2Error as error:
             self._codec_failed(error)
             return
-        events = self.codec.events()
+        events = self._events()
         if events:
             self._partial_since = 0.0
             self._dispatch(events)
@@ -202,7 +222,7 @@ class Http2Connection(asyncio.Protocol):
         """There is something to send: has it sent at the end of this loop turn."""
         if not self._dirty:
             self._dirty = True
-            self._loop.call_soon(self._flush_if_dirty)
+            self._loop.call_soon(self._at_end_of_turn)
 
     def _flush_if_dirty(self) -> None:
         if self._dirty:
@@ -213,19 +233,18 @@ class Http2Connection(asyncio.Protocol):
         self._dirty = False
         if self._write_paused or self.closed or self._transport is None:
             return
-        codec = self.codec
         try:
-            data = codec.data_to_send(FLUSH_BYTES)
+            data = self._output()
         except NGH2Error as error:
             self._codec_failed(error)
             return
         if self._body_taken != self._body_bytes:
-            self._body_taken = self._body_bytes - codec.queued_body_size()
-        events = codec.events()
+            self._body_taken = self._body_bytes - self._queued()
+        events = self._events()
         if data:
             size = len(data)
             self._sent_bytes += size
-            now = self._loop.time()
+            now = self._clock()
             if self._sent_at <= self._received_at:
                 self._asked_at = now
             self._sent_at = now
@@ -285,7 +304,7 @@ class Http2Connection(asyncio.Protocol):
         self._end(reason)
 
     def _close_transport(self) -> None:
-        self._closing_at = self._loop.time()
+        self._closing_at = self._clock()
         if self._transport is not None:
             self._transport.close()
 
@@ -298,7 +317,7 @@ class Http2Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The watchdog, called about once a second until the transport is gone."""
-        now = self._loop.time()
+        now = self._clock()
         if self._transport is None:
             return
         if not self.closed:

@@ -130,6 +130,10 @@ class Decoder:
         known = self._known.get(block)
         return self._read(block) if known is None else known
 
+    def known(self, block: bytes) -> tuple[Header, ...] | None:
+        """The fields of a block that has come before and still means the same. Nothing changes by it."""
+        return self._known.get(block)
+
     def _read(self, block: bytes) -> tuple[Header, ...]:
         fields: list[Header] = []
         changed = False
@@ -158,13 +162,14 @@ class Decoder:
                     f"header block of more than the configured size of {self._max} bytes"
                 )
             fields.append(field)
+        found = tuple(fields)
         if changed:
             self._known.clear()
         elif len(block) <= _KNOWN_BLOCK_BYTES:
             if len(self._known) >= _KNOWN_BLOCKS:
                 self._known.clear()
-            self._known[block] = tuple(fields)
-        return tuple(fields)
+            self._known[block] = found
+        return found
 
     def _field(self, index: int) -> Header:
         if 0 < index <= _STATIC_SIZE:

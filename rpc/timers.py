@@ -3,7 +3,8 @@
 Every call has a deadline and almost none fires. A loop timer per call costs more than the rest of the
 bookkeeping together, and a heap with lazy deletion would keep answered calls (and their bodies) alive until
 their deadline. So deadlines are put into buckets of a few milliseconds: adding and removing is a set
-operation, and only the earliest bucket has a loop timer.
+operation, and only the earliest bucket has a loop timer. When it fires, buckets that are empty by then are
+dropped: while calls end in time, the loop is woken once a timeout and not once a bucket.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import weakref
-from typing import Protocol
+from typing import Final, Protocol
 
 __all__ = ["Expiring", "Timers"]
 
-RESOLUTION = 0.004  # seconds a deadline may be late; loop timers of uvloop have 1 ms
+RESOLUTION: Final = 0.004  # seconds a deadline may be late; loop timers of uvloop have 1 ms
 
 
 class Expiring(Protocol):
@@ -85,6 +86,8 @@ class Timers:
             while bucket:  # expiring one may discard another
                 self._expire(loop, bucket.pop())
         self._firing = False
+        while order and not self._buckets[order[0]]:
+            del self._buckets[heapq.heappop(order)]
         if order:
             self._arm(order[0])
 

@@ -32,6 +32,7 @@ __all__ = [
     "encode_message",
     "encode_metadata",
     "message_parts",
+    "message_prefix",
     "read_prefix",
     "split_headers",
     "timeout_field",
@@ -48,8 +49,8 @@ ACCEPT_ENCODING: Final = b"identity,deflate,gzip"
 # -- messages ----------------------------------------------------------------------------------------------
 
 # Up to this size parts are joined: copying is cheaper than one more call into the codec for each part.
-_JOIN_BELOW = 32 * 1024
-_MAX_MESSAGE = 2**32 - 1
+_JOIN_BELOW: Final = 32 * 1024
+_MAX_MESSAGE: Final = 2**32 - 1
 
 
 def message_parts(body: Body) -> tuple[bytes, ...]:
@@ -60,20 +61,21 @@ def message_parts(body: Body) -> tuple[bytes, ...]:
     if isinstance(body, bytes):
         size = len(body)
         if size < _JOIN_BELOW:
-            # The compressed flag is the byte above the u32, so the five bytes are one number: 0 and the length.
             return (size.to_bytes(PREFIX, "big") + body,)
-        return (_prefix_of_large(size), body)
+        return (message_prefix(size), body)
     size = 0
     for part in body:
         size += len(part)
     if size < _JOIN_BELOW:
         return (b"".join((size.to_bytes(PREFIX, "big"), *body)),)
-    return (_prefix_of_large(size), *body)
+    return (message_prefix(size), *body)
 
 
-def _prefix_of_large(size: int) -> bytes:
+def message_prefix(size: int) -> bytes:
+    """Returns what stands before a message of `size` bytes. Raises ValueError over 4 GiB - 1 bytes."""
     if size > _MAX_MESSAGE:
         raise ValueError(f"a message of {size} bytes does not fit its u32 length prefix")
+    # The compressed flag is the byte above the u32, so the five bytes are one number: 0 and the length.
     return size.to_bytes(PREFIX, "big")
 
 
@@ -91,7 +93,7 @@ class MessageReader:
         """Messages that were complete so far."""
         self._limit = limit
         self._encoding = encoding
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._have = 0
         self._need = -1  # bytes of the message; -1 while its prefix is not complete
         self._compressed = False
@@ -108,8 +110,11 @@ class MessageReader:
             return f"message ends after {self._have} of {self._need} bytes"
         return f"message ends within its {PREFIX}-byte prefix" if self._have else ""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Returns the messages that `data` completes, decompressed. Raises RpcError as `read_prefix` does."""
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """Returns the messages that `data` completes, decompressed. Raises RpcError as `read_prefix` does.
+
+        What is given as a view is copied once, when its message is complete.
+        """
         messages: list[bytes] = []
         while data:
             self._parts.append(data)
@@ -128,8 +133,9 @@ class MessageReader:
     def _take_prefix(self) -> bool:
         if self._have < PREFIX:
             return False
-        head = b"".join(self._parts)
-        self._compressed, self._need = read_prefix(head, self._limit, self._encoding)
+        parts = self._parts
+        head = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._compressed, self._need = read_prefix(bytes(head[:PREFIX]), self._limit, self._encoding)
         self._parts = [head[PREFIX:]]
         self._have -= PREFIX
         return True
@@ -233,8 +239,8 @@ def decode_timeout(value: bytes) -> float:
     return int(digits) * unit
 
 
-_TIMEOUTS: dict[int, bytes] = {}
-_CACHED_TIMEOUTS = 4096
+_TIMEOUTS: Final[dict[int, bytes]] = {}
+_CACHED_TIMEOUTS: Final = 4096
 
 
 def timeout_field(seconds: float) -> bytes:

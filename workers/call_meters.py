@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from time import monotonic
-
-from dag.component import Reply
+from rpc.client_connection import Meter
 from rpc.status import Status
 from shared.board import Board, Counter
 from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
@@ -13,8 +10,8 @@ from shared.metrics import UPSTREAM_CALLS, UPSTREAM_LATENCY, UPSTREAM_ROWS
 __all__ = ["CallMeters"]
 
 
-class CallMeters:
-    """The series of one endpoint's calls."""
+class CallMeters(Meter):
+    """The series of one endpoint's calls. `rows`: what they were about, which whoever starts one counts."""
 
     __slots__ = ("_board", "_by_status", "_labels", "latency", "rows")
 
@@ -24,11 +21,6 @@ class CallMeters:
         self._board = board
         self._labels = service, target
         self._by_status: list[Counter | None] = [None] * len(Status)
-
-    def begun(self, rows: int, on_done: Callable[[Reply], None]) -> Callable[[Reply], None]:
-        """Counts a call that starts now, for `rows` rows. Returns `on_done`, which now also counts its end."""
-        self.rows.value += rows
-        return _Timed(self, on_done).ended
 
     def ended(self, status: int, took: float) -> None:
         """Counts a call that ended after `took` ms."""
@@ -41,18 +33,3 @@ class CallMeters:
 
     def __repr__(self) -> str:
         return f"<CallMeters {self.latency!r}>"
-
-
-class _Timed:
-    """A call under way."""
-
-    __slots__ = ("_began", "_meters", "_on_done")
-
-    def __init__(self, meters: CallMeters, on_done: Callable[[Reply], None]) -> None:
-        self._meters = meters
-        self._on_done = on_done
-        self._began = monotonic()
-
-    def ended(self, reply: Reply) -> None:
-        self._meters.ended(reply.status, (monotonic() - self._began) * 1e3)
-        self._on_done(reply)

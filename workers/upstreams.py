@@ -44,7 +44,9 @@ class ChannelEndpoint:
     def start(
         self, body: tuple[bytes, ...], timeout: float, on_done: Callable[[Reply], None], rows: int
     ) -> Pending:
-        return self._channel.start(self._method, body, timeout, self._meters.begun(rows, on_done))
+        meters = self._meters
+        meters.rows.value += rows
+        return self._channel.start(self._method, body, timeout, on_done, meters)
 
     def with_headers(self, headers: Metadata) -> ChannelEndpoint:
         """The same, with these headers in each call, too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.client_codec import (
+    Answer,
     ClientCodec,
     Data,
     Event,
@@ -92,9 +93,15 @@ def told(client: ClientCodec) -> list[Any]:
     """What has happened, but for what changes nothing, as plain values: type, then attributes by name."""
     return [
         (type(event), *(getattr(event, name) for name in ATTRIBUTES if hasattr(event, name)))
-        for event in client.events()
+        for event in parts(client)
         if type(event) is not _NOTED
     ]
+
+
+def parts(client: ClientCodec) -> Iterator[Event]:
+    """What has happened; an answer that is told as one event as its parts."""
+    for event in client.events():
+        yield from event.parts() if isinstance(event, Answer) else (event,)
 
 
 def _noted() -> type[Event]:
@@ -154,7 +161,7 @@ class Pair:
                     self.server.send_trailers(event.stream_id, OK)
 
     def _hear(self) -> None:
-        for event in self.client.events():
+        for event in parts(self.client):
             if isinstance(event, Head):
                 assert event.headers == HEAD
                 self.answers[event.stream_id] = b""
@@ -283,6 +290,74 @@ def test_informational_heads_and_padding_are_not_told() -> None:
         (Trailers, OK, 1),
         (StreamEnd, 0, "", 1),
     ]
+
+
+def answered_before() -> tuple[ClientCodec, bytes]:
+    """A codec that has seen an answer, with a request on stream 3, and the like answer to that."""
+    client = asking()
+    client.receive_data(ANSWER + END)
+    client.events()
+    assert client.send_request(client.encode(FIELDS), [b"body"]) == 3
+    client.data_to_send(WINDOW)
+    whole = ANSWER + frame(DATA, b"abc", stream=1) + END
+    return client, whole.replace(b"\0\0\0\1", b"\0\0\0\3")
+
+
+def test_an_answer_that_comes_whole_is_one_event() -> None:
+    client, whole = answered_before()
+    client.receive_data(whole + frame(PING, bytes(8), flags=ACK))
+    answer = client.events()[0]
+    assert isinstance(answer, Answer)
+    assert (answer.stream_id, answer.received[answer.start : answer.end]) == (3, b"abc")
+    assert (answer.head, answer.trailers) == (HEAD[:1], OK)
+
+
+def test_an_answer_in_two_pieces_is_the_same() -> None:
+    client, whole = answered_before()
+    client.receive_data(whole)
+    expected = told(client)
+    assert expected[-1] == (StreamEnd, 0, "", 3)
+    for cut in range(1, len(whole)):
+        client, whole = answered_before()
+        client.receive_data(whole[:cut])
+        first = told(client)
+        client.receive_data(whole[cut:])
+        assert first + told(client) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\0\0\3\0\0", b"\0\0\3\0\1"),  # DATA with END_STREAM
+        (b"\0\0\3\0\0", b"\0\0\3\0\10"),  # padding of 97 bytes
+        (b"\0\0\3\0\0\0\0\0\3", b"\0\0\3\0\0\0\0\0\5"),  # DATA of a stream that is not open
+        (b"\1\5\0\0\0\3", b"\1\4\0\0\0\3"),  # a second head that does not end
+        (b"\x88", b"\x8e"),  # another head: status 500
+    ],
+)
+def test_an_answer_with_a_difference_is_read_frame_by_frame(old: bytes, new: bytes) -> None:
+    (client, whole), (slow, _) = answered_before(), answered_before()
+    assert whole.count(old) == 1
+    whole = whole.replace(old, new)
+
+    def heard(client: ClientCodec, pieces: list[bytes]) -> list[Any]:
+        try:
+            for piece in pieces:
+                client.receive_data(piece)
+        except ConnectionProtocolError as error:
+            return [str(error)]
+        events = [type(event) for event in client.events()]
+        assert Answer not in events
+        return [kind for kind in events if kind is not _NOTED]
+
+    assert heard(client, [whole]) == heard(slow, [whole[at : at + 1] for at in range(len(whole))])
+
+
+def test_large_pieces_are_not_copied() -> None:
+    client = asking()
+    client.receive_data(ANSWER + frame(DATA, bytes(10_000), stream=1) + frame(DATA, b"x", stream=1))
+    kinds = [type(event.data) for event in client.events() if isinstance(event, Data)]
+    assert kinds == [memoryview, bytes]
 
 
 def test_what_comes_for_a_stream_that_is_over_is_ignored() -> None:

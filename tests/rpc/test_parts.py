@@ -52,6 +52,26 @@ def test_alarms_ring_once_never_early_and_hardly_late() -> None:
     run(main)
 
 
+def test_buckets_that_became_empty_wake_nobody() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        timers = Timers.of(loop)
+        start = loop.time()
+        first, last = Alarm(start + 1), Alarm(start + 3)
+        for alarm in (first, last):
+            timers.add(alarm.when, alarm)
+        for step in range(100):
+            taken_back = Alarm(start + 2 + step / 200)
+            timers.add(taken_back.when, taken_back).discard(taken_back)
+        await asyncio.sleep(1.5)
+        assert len(first.rang) == 1
+        assert repr(timers) == "<Timers 1 deadlines in 1 buckets>"
+        await asyncio.sleep(2)
+        assert len(last.rang) == 1
+
+    run(main)
+
+
 def test_an_alarm_set_by_an_alarm_does_not_delay_the_others() -> None:
     class Again(Alarm):
         def expire(self) -> None:
