@@ -5,7 +5,7 @@ locks:
 
     head (16 words) · index: sets of 8 ways · log: the records, one behind the other, round and round
 
-A **record** is a header of 2 words (check, life) and the bytes of a line. `life` is the time when it ends (ms,
+A **record** is a header of 2 words (check, life) and the words of a line. `life` is the time when it ends (ms,
 monotonic clock) × 2²⁴ + the words of its line. A record's **place** is the number of words that were ever written
 to the log before it: it is there as long as the log has not gone round since. Room is taken by adding to the
 head's counter, the only atomic step. A **set** has, for each way, the second half of a digest (the first half
@@ -15,6 +15,10 @@ Why this is safe: what a reader has copied out counts only if the check of the c
 covers the line, the key's digest, the life and the place. Whatever a reader finds instead (a record half written, a
 writer killed, bytes overwritten while they were read, an index entry of two writers) is a miss. Nothing is
 waited for, and nothing has to be put right after a death.
+
+A line is copied and mixed in one go, from the log to where the request has it. Where to look is found out for all
+keys before the first record is read, and the processor is told in time which memory is to come: in a large cache
+the way there costs more than the copy.
 
 A record that is read in the oldest quarter of the log is written again at its end: what is used stays, what is
 not goes, first in, first out.
@@ -32,6 +36,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -47,7 +52,6 @@ __all__ = [
     "INSERTED",
     "LIFE_BITS",
     "MISSES",
-    "NO_LINE",
     "NO_ROOM",
     "RECORD_WORDS",
     "RENEWED",
@@ -65,7 +69,11 @@ LARGEST_SHARE = 8  # a record takes at most so much of the log
 HITS, MISSES, EXPIRED, TORN, INSERTED, EVICTED, RENEWED, TOO_LARGE = range(8)
 COUNTERS = 8
 
-NO_ROOM, NO_LINE = -1, -2  # see look_up
+NO_ROOM = -1  # see look_up
+
+# Of records that a look-up will come to: how many words of which it has the processor fetch beforehand.
+AHEAD_KEYS = 4
+AHEAD_WORDS = 64
 
 VALUE, ODD = 1, 3  # states of a cell, shared.shm_matrix
 
@@ -150,13 +158,45 @@ def _load_word(_context, source, _at):
     return types.uint64(source, types.intp), generate
 
 
+def _store_word(_context, out, _at, _word):
+    """Writes 8 bytes to this place, which need not be a multiple of 8."""
+
+    def generate(context, builder, signature, arguments):
+        written = context.make_array(signature.args[0])(context, builder, arguments[0])
+        target = builder.gep(written.data, [arguments[1]])
+        word = context.get_value_type(types.uint64)
+        builder.store(arguments[2], builder.bitcast(target, word.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.uint64), generate
+
+
+def _fetch_line(_context, array, _at):
+    """Has the processor fetch the cache line of this item, soon to be read: a hint, and harmless whatever `at`."""
+
+    def generate(context, builder, signature, arguments):
+        made = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = builder.bitcast(builder.gep(made.data, [arguments[1]]), cgutils.voidptr_t)
+        number = cgutils.int32_t
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [place, number(0), number(3), number(1)])  # to read, to be kept near, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 _add: Any = intrinsic(_atomic_add)
 _move: Any = intrinsic(_copy_bytes)
 _word: Any = intrinsic(_load_word)
+_put_word: Any = intrinsic(_store_word)
+_prefetch: Any = intrinsic(_fetch_line)
 
 U = np.uint64
 ZERO, ONE, SEVEN, EIGHT = U(0), U(1), U(7), U(8)
 C1, C2 = U(0x87C37B91114253D5), U(0x4CF5AD432745937F)  # of MurmurHash3_x64_128
+FIRST_KEY, KEY_STEP = U(0x243F6A8885A308D3), U(0x9E3779B97F4A7C15)  # digits of π and of the golden ratio
+HALF = U(0xFFFFFFFF)
 LENGTH_BYTES = 4
 LIFE_MASK = U((1 << LIFE_BITS) - 1)
 LIFE_SHIFT = U(LIFE_BITS)
@@ -269,51 +309,52 @@ def _check(mixed, place, first, second, life):
 
 
 @_inline
-def _mix(lane, word):
-    # The rotation brings the high bits down: a product alone never would, and the sign of a float is the top bit.
-    return _rotated((lane ^ word) * C1, 29)
+def _copy(source, start, size, out, at, key, mixed):
+    """Copies `size` bytes that begin with this word; the last word's others are not written, but mixed in.
 
-
-@_inline
-def _copy_words(source, start, count, out, at):
-    """Copies words and returns their mix. Each is read once: what is mixed is what was copied."""
-    a, b, c, d = U(1), U(2), U(3), U(4)  # four chains, since each multiplication waits for the one before
+    Returns the key of the next word and the mix. Each word is read once: what is mixed is what was copied. The mix
+    is the sum of the products of each word's halves, under a key of its own (as in NH of UMAC): words wait for each
+    other with no more than an addition, so that vector instructions do several at once.
+    """
     start, at = U(start), U(at)  # unsigned: without a look at negative indices
-    whole = U(count) & ~U(3)
-    for i in range(ZERO, whole, U(4)):
-        w = source[start + i]
-        x = source[start + i + ONE]
-        y = source[start + i + U(2)]
-        z = source[start + i + U(3)]
-        out[at + i] = w
-        out[at + i + ONE] = x
-        out[at + i + U(2)] = y
-        out[at + i + U(3)] = z
-        a = _mix(a, w)
-        b = _mix(b, x)
-        c = _mix(c, y)
-        d = _mix(d, z)
-    for i in range(whole, U(count)):
-        w = source[start + i]
-        out[at + i] = w
-        a = _mix(a, w)
-    return _mix(_mix(_mix(a, b), c), d)
+    words = U(size) >> U(3)
+    for i in range(words):
+        word = source[start + i]
+        _put_word(out, at + (i << U(3)), word)
+        word ^= key
+        key += KEY_STEP
+        mixed += (word & HALF) * (word >> U(32))
+    rest = U(size) & SEVEN
+    if rest:
+        word = source[start + words]
+        at += words << U(3)
+        for i in range(rest):
+            out[at + i] = np.uint8((word >> (i << U(3))) & U(0xFF))
+        word ^= key
+        key += KEY_STEP
+        mixed += (word & HALF) * (word >> U(32))
+    return key, mixed
 
 
 @_callee
-def _append(words, log, span, line, count, first, second, life):
-    """Writes a record behind all others; returns its place, 0 when others took all room that is in one piece."""
-    size = RECORD_WORDS + count
+def _reserve(words, span, size):
+    """The place of a record of so many words behind all others; 0 when others took all room in one piece."""
     for _ in range(4):
         place = _add(words, HEAD_AT, U(size))
-        at = np.int64(place % U(span))
-        if at + size <= span:
-            at += log
-            mixed = _copy_words(line, 0, count, words, at + RECORD_WORDS)
-            words[at] = _check(mixed, place, first, second, life)
-            words[at + 1] = life
+        if np.int64(place % U(span)) + size <= span:
             return place
     return ZERO
+
+
+@_callee
+def _write(words, log, span, place, line, start, first, second, life):
+    """Writes a record to its place: its line is in `line` from word `start` on. Returns the line's mix."""
+    at = log + np.int64(place % U(span))
+    count = np.int64(life & LIFE_MASK)
+    _, mixed = _copy(line, start, 8 * count, words.view(np.uint8), 8 * (at + RECORD_WORDS), FIRST_KEY, ZERO)
+    words[at] = _check(mixed, place, first, second, life)
+    words[at + 1] = life
+    return mixed
 
 
 @_callee
@@ -346,8 +387,25 @@ def _enter(words, log, span, now, first, second, place, life):
 @_callee
 def _keep(words, log, span, now, line, first, second, life):
     """Writes a record behind all others and notes it in the index; (written, entries that had to go)."""
-    place = _append(words, log, span, line, np.int64(life & LIFE_MASK), first, second, life)
+    place = _reserve(words, span, RECORD_WORDS + np.int64(life & LIFE_MASK))
     if place == ZERO:
+        return 0, 0
+    _write(words, log, span, place, line, 0, first, second, life)
+    return 1, _enter(words, log, span, now, first, second, place, life)
+
+
+@_callee
+def _renew(words, log, span, now, old, first, second, life):
+    """Writes the record of this place once more, behind all others; (written, entries that had to go).
+
+    It may be overwritten while it is read, as ever: then the new one is noted nowhere.
+    """
+    place = _reserve(words, span, RECORD_WORDS + np.int64(life & LIFE_MASK))
+    if place == ZERO:
+        return 0, 0
+    at = log + np.int64(old % U(span))
+    mixed = _write(words, log, span, place, words, at + RECORD_WORDS, first, second, life)
+    if words[at] != _check(mixed, old, first, second, life):
         return 0, 0
     return 1, _enter(words, log, span, now, first, second, place, life)
 
@@ -369,10 +427,10 @@ def _way(words, at, second):
     return found
 
 
-# --- a request's lines. The bytes of a line: u32 sizes of its variable values, then its pieces (cells and states),
-# then the variable values; zeros up to a whole word.
+# --- a request's lines. A line is kept as pieces, each of which begins with a word of its own: the u32 sizes of its
+# variable values, its cells and states, then the variable values themselves. What is left of a last word is 0.
 
-# What a plan begins with; after it comes (BASE, STRIDE, SIZE) of each piece.
+# What a plan begins with; after it comes (BASE, STRIDE, SIZE) of each piece but the variable values.
 COLUMNS, FIXED, PIECES, STATES, FIRST_AT, FIRST_STRIDE, STARTS_AT, SIZES_AT = range(8)
 PLAN_HEAD = 8
 BASE, STRIDE, SIZE = range(3)
@@ -393,48 +451,72 @@ def line_plan(
     (begin, stride) of the states of lines' first values. A line has so many variable `columns`: where their values
     start are int64 [lines, columns] at starts_at, a multiple of 8, how long they are int32 at sizes_at, one of 4.
     """
-    fixed = 4 * columns + sum(size for _, _, size in pieces)
-    head = (columns, fixed, len(pieces), states, *first, starts_at, sizes_at)
-    return np.array([*head, *itertools.chain(*pieces)], np.int64)
+    sizes = [(sizes_at, 4 * columns, 4 * columns)] if columns else []
+    kept = [*sizes, *pieces]
+    fixed = sum(_whole_words(size) for _, _, size in kept)
+    head = (columns, fixed, len(kept), len(sizes) + states, *first, starts_at, sizes_at)
+    return np.array([*head, *itertools.chain(*kept)], np.int64)
+
+
+def _whole_words(size: int) -> int:
+    """The words that so many bytes take."""
+    return (size + 7) >> 3
+
+
+_words_of: Any = _inline(_whole_words)
 
 
 @_callee
-def _place_values(wide, key, room, plan, longs, ints, base, heap_at):
+def _place_values(key, room, plan, longs, ints, base, heap_at):
     """Notes where the variable values of a line will stand; returns their bytes, −1 when there is no room."""
     columns = plan[COLUMNS]
-    used = np.int64(0)
-    for column in range(columns):
-        size = np.int64(wide[column])
-        if size < 0 or size > room - used:
-            return np.int64(-1)
-        used += size
     starts = ((base + plan[STARTS_AT]) >> 3) + key * columns
     sizes = ((base + plan[SIZES_AT]) >> 2) + key * columns
+    used = np.int64(0)
     for column in range(columns):
-        longs[starts + column] = heap_at
-        ints[sizes + column] = wide[column]
-        heap_at += np.int64(wide[column])
+        size = np.int64(ints[sizes + column])
+        if size < 0 or size > room - used:
+            return np.int64(-1)
+        longs[starts + column] = heap_at + used
+        used += size
     return used
 
 
 @_merged
-def _take(words, at, most, fixed, now, place, first, second, line):
-    """Copies out the record that begins at this word; its life, 0 when it is not that of this place and digest."""
+def _take(words, at, most, now, place, first, second, key, plan, arena, longs, ints, base, heap, heap_at):
+    """Copies the record that begins at this word to the line of a key; (its life, bytes of its variable values).
+
+    Life is 0 when it is not the record of this place and digest, or too old: then the line is garbage.
+    """
     if at + RECORD_WORDS > words.shape[0]:
-        return ZERO
+        return ZERO, np.int64(0)
     check, life = words[at], words[at + 1]
     count = np.int64(life & LIFE_MASK)
+    left = count - plan[FIXED]
     at += RECORD_WORDS
-    if count > most or at + count > words.shape[0] or 8 * count < fixed or life >> LIFE_SHIFT <= now:
-        return ZERO
-    mixed = _copy_words(words, at, count, line, 0)
-    return life if check == _check(mixed, place, first, second, life) else ZERO
+    if count > most or at + count > words.shape[0] or left < 0 or life >> LIFE_SHIFT <= now:
+        return ZERO, np.int64(0)
+    name, mixed = FIRST_KEY, ZERO
+    for piece in range(PLAN_HEAD, PLAN_HEAD + PIECE * plan[PIECES], PIECE):
+        size = plan[piece + SIZE]
+        to = base + plan[piece + BASE] + key * plan[piece + STRIDE]
+        name, mixed = _copy(words, at, size, arena, to, name, mixed)
+        at += _words_of(size)
+    values = np.int64(0)
+    if plan[COLUMNS]:
+        room = min(8 * left, heap.shape[0] - heap_at)
+        values = _place_values(key, room, plan, longs, ints, base, heap_at)
+        if values > 0:
+            _, mixed = _copy(words, at, values, heap, heap_at, name, mixed)
+    if values < 0 or _words_of(values) != left or check != _check(mixed, place, first, second, life):
+        return ZERO, np.int64(0)
+    return life, values
 
 
 @_kernel(
     PAIR(
         *(U64_OUT, WORD, WORD, WORD, U8, I64, I32, INT, INT, I32, INT, I32_OUT),
-        *(I64, U8_OUT, INT, U8_OUT, INT, U64_OUT, U64_OUT),
+        *(I64, U8_OUT, INT, U8_OUT, INT, U64_OUT),
     )
 )
 def look_up(
@@ -455,7 +537,6 @@ def look_up(
     base: Any,
     heap: Any,
     heap_at: Any,
-    line: Any,
     counters: Any,
 ) -> tuple[int, int]:
     """Looks for the keys in the first `keys` of the rows `firsts`; writes those lines: line i is that of key i.
@@ -463,25 +544,32 @@ def look_up(
     low, high: the prefix of the keys' names; now in ms. starts, sizes [parts × rows]: the parts of each row's key
     in `key_heap`. found [6 × keys]: gets the digests of all keys (two u64 each), then the numbers of those that
     were not found, ascending. plan: see `line_plan`; the lines lie in `arena` from `base` on, a multiple of 8, and
-    so is arena's size. Variable values go to `heap` from heap_at on. `line` is scratch. The caller vouches that all
-    keys stay inside key_heap, and all lines inside arena.
+    so is arena's size. Variable values go to `heap` from heap_at on. The caller vouches that all keys stay inside
+    key_heap, and all lines inside arena.
     Returns how many keys were found, and where their variable values end in heap; or (NO_ROOM, bytes that heap
-    needs behind heap_at) or (NO_LINE, words that `line` needs): nothing was written then.
+    needs behind heap_at): nothing was written then.
     """
     log = HEADER_WORDS + SET_WORDS * _sets(words.shape[0])
+    sets = (log - HEADER_WORDS) // SET_WORDS
     span = words.shape[0] - log
     largest = span // LARGEST_SHARE - RECORD_WORDS
     columns, fixed = plan[COLUMNS], plan[FIXED]
     digests = found.view(np.uint64)
     one, two = _mixed(ZERO, ZERO, low, high)
-    longest = needed = np.int64(0)
-    expired = evicted = torn = np.int64(0)
     for key in range(keys):
         first, second = _digest(one, two, key_heap, starts, sizes, parts, rows, firsts[key])
         digests[2 * key] = first
         digests[2 * key + 1] = second
+        # All three lines of a set: memory is asked for all keys before the first of them is waited for.
+        for at in range(_set_at(first, sets), _set_at(first, sets) + SET_WORDS, WAYS):
+            _prefetch(words, at)
+    longest: Any = 0
+    needed = np.int64(0)
+    expired = evicted = torn = np.int64(0)
+    for key in range(keys):
+        first, second = digests[2 * key], digests[2 * key + 1]
         digests[2 * keys + key] = ZERO
-        way = _way(words, _set_at(first, (log - HEADER_WORDS) // SET_WORDS), second)
+        way = _way(words, _set_at(first, sets), second)
         if way < 0:
             continue
         place, life = words[way + WAYS], words[way + 2 * WAYS]
@@ -496,42 +584,50 @@ def look_up(
         else:
             digests[2 * keys + key] = place
             longest = max(longest, count)
-            needed += max(8 * count - fixed, 0)
-    if (columns and heap_at + needed > heap.shape[0]) or longest > line.shape[0]:
+            needed += 8 * max(count - fixed, 0)
+    if columns and heap_at + needed > heap.shape[0]:
         _count(counters, EVICTED, evicted)
-        return (NO_LINE, int(longest)) if longest > line.shape[0] else (NO_ROOM, int(needed))
-    narrow, wide = line.view(np.uint8), line.view(np.int32)
+        return NO_ROOM, int(needed)
     longs, ints = arena.view(np.int64), arena.view(np.int32)
+    ahead = min(longest, AHEAD_WORDS)
     renewed = np.int64(0)
     misses = np.int64(0)
     for key in range(keys):
+        if key + AHEAD_KEYS < keys:
+            coming = log + np.int64(digests[2 * keys + key + AHEAD_KEYS] % U(span))
+            for at in range(coming, coming + ahead, WAYS):
+                _prefetch(words, at)
         place = digests[2 * keys + key]
         first, second = digests[2 * key], digests[2 * key + 1]
-        values = np.int64(0)
         life = ZERO
+        values: Any = np.int64(0)
         if place != ZERO:
-            # The record, copied out; then it is seen whether it is the one.
-            at = log + np.int64(place % U(span))
-            life = _take(words, at, longest, fixed, now, place, first, second, line)
-            if life != ZERO and columns:
-                room = min(8 * np.int64(life & LIFE_MASK) - fixed, heap.shape[0] - heap_at)
-                values = _place_values(wide, key, room, plan, longs, ints, base, heap_at)
-            torn += life == ZERO or values < 0
-        if life == ZERO or values < 0:
+            record = log + np.int64(place % U(span))
+            life, values = _take(
+                words,
+                record,
+                longest,
+                now,
+                place,
+                first,
+                second,
+                key,
+                plan,
+                arena,
+                longs,
+                ints,
+                base,
+                heap,
+                heap_at,
+            )
+            torn += life == ZERO
+        if life == ZERO:
             found[4 * keys + misses] = key  # over places that were read before
             misses += 1
             continue
-        # Its bytes, to where they belong.
-        at = 4 * columns
-        for piece in range(PLAN_HEAD, PLAN_HEAD + PIECE * plan[PIECES], PIECE):
-            size = plan[piece + SIZE]
-            _move(narrow, at, size, arena, base + plan[piece + BASE] + key * plan[piece + STRIDE])
-            at += size
-        if values:
-            _move(narrow, fixed, values, heap, heap_at)
-            heap_at += values
+        heap_at += values
         if words[HEAD_AT] - place > U(span // 4 * 3):
-            kept, gone = _keep(words, log, span, now, line, first, second, life)
+            kept, gone = _renew(words, log, span, now, place, first, second, life)
             renewed += kept
             evicted += gone
     _count(counters, HITS, keys - misses)
@@ -566,21 +662,23 @@ def _odd(arena, base, plan, key):
 
 
 @_callee
-def _pack(arena, longs, ints, base, plan, key, heap, line, narrow, wide, count):
-    """The bytes of a line, to be kept as so many words."""
-    columns = plan[COLUMNS]
-    line[count - 1] = ZERO
-    at = 4 * columns
+def _pack(arena, longs, ints, base, plan, key, heap, line, narrow, count):
+    """The words of a line, to be kept as so many."""
+    for i in range(U(count)):
+        line[i] = ZERO
+    at = np.int64(0)
     for piece in range(PLAN_HEAD, PLAN_HEAD + PIECE * plan[PIECES], PIECE):
         size = plan[piece + SIZE]
-        _move(arena, base + plan[piece + BASE] + key * plan[piece + STRIDE], size, narrow, at)
-        at += size
+        _move(arena, base + plan[piece + BASE] + key * plan[piece + STRIDE], size, narrow, 8 * at)
+        at += _words_of(size)
+    columns = plan[COLUMNS]
     starts = ((base + plan[STARTS_AT]) >> 3) + key * columns
     sizes = ((base + plan[SIZES_AT]) >> 2) + key * columns
+    to = 8 * at
     for column in range(columns):
-        wide[column] = ints[sizes + column]
-        _move(heap, longs[starts + column], np.int64(wide[column]), narrow, at)
-        at += np.int64(wide[column])
+        size = np.int64(ints[sizes + column])
+        _move(heap, longs[starts + column], size, narrow, to)
+        to += size
 
 
 @_kernel(INT(U64_OUT, WORD, WORD, I32, INT, INT, I64, U8, INT, U8, U64_OUT, U64_OUT))
@@ -608,13 +706,13 @@ def insert(
     largest = min(span // LARGEST_SHARE - RECORD_WORDS, np.int64(LIFE_MASK))
     columns, fixed = plan[COLUMNS], plan[FIXED]
     digests = found.view(np.uint64)
-    narrow, wide = line.view(np.uint8), line.view(np.int32)
+    narrow = line.view(np.uint8)
     longs, ints = arena.view(np.int64), arena.view(np.int32)
     sizes = (base + plan[SIZES_AT]) >> 2
     longest = np.int64(0)
     for number in range(4 * keys, 4 * keys + misses):
-        size = fixed + _values(ints, sizes + np.int64(found[number]) * columns, columns)
-        longest = max(longest, min((size + 7) // 8, largest))
+        count = fixed + _words_of(_values(ints, sizes + np.int64(found[number]) * columns, columns))
+        longest = max(longest, min(count, largest))
     if longest > line.shape[0]:
         return -1 - int(longest)
     evicted = too_large = inserted = np.int64(0)
@@ -622,12 +720,11 @@ def insert(
         key = np.int64(found[number])
         if arena[base + plan[FIRST_AT] + key * plan[FIRST_STRIDE]] != VALUE or _odd(arena, base, plan, key):
             continue
-        size = fixed + _values(ints, sizes + key * columns, columns)
-        count = (size + 7) // 8
+        count = fixed + _words_of(_values(ints, sizes + key * columns, columns))
         if count > largest:
             too_large += 1
             continue
-        _pack(arena, longs, ints, base, plan, key, heap, line, narrow, wide, count)
+        _pack(arena, longs, ints, base, plan, key, heap, line, narrow, count)
         life = (end << LIFE_SHIFT) | U(count)
         kept, gone = _keep(words, log, span, now, line, digests[2 * key], digests[2 * key + 1], life)
         inserted += kept

@@ -30,7 +30,7 @@ HEADER_WORDS = 16
 HEAD_AT = 8  # the counter of words written; alone on its cache line, since every insertion writes it
 WAYS = 8
 SET_WORDS = 3 * WAYS
-MAGIC = int.from_bytes(b"inferfc1", "little")  # ends with the version of the layout
+MAGIC = int.from_bytes(b"inferfc2", "little")  # ends with the version of the layout
 SMALLEST = 4096  # bytes that hold a head, a set and a small record
 NAME = "inferflow-features"
 

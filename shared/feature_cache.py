@@ -19,7 +19,6 @@ import numpy.typing as npt
 from numpy import empty, int32, uint64
 
 from shared import cache_kernels as kernels
-from shared.cache_kernels import NO_LINE
 from shared.cache_kernels import insert as keep
 from shared.cache_kernels import look_up as find
 from shared.cache_memory import (
@@ -202,18 +201,12 @@ class FeatureCache:
             return Found(count, 0, lines.heap_at, np.arange(count, dtype=np.int32), None)
         memory: Rows = empty(6 * count, int32)
         now = self._clock() // 1_000_000
-        line = self._buffer()
-        while True:
-            told: tuple[int, int] = find(
-                words, key.low, key.high, now,
-                parts.heap, parts.starts, parts.sizes, parts.parts, parts.rows, keys.firsts, count,
-                memory, lines.plan, lines.arena, lines.base, lines.heap, lines.heap_at, line, self.counts,
-            )  # fmt: skip
-            hits, end = told
-            if hits != NO_LINE:
-                break
-            line = empty(end, uint64)
-        self._buffers.append(line)
+        told: tuple[int, int] = find(
+            words, key.low, key.high, now,
+            parts.heap, parts.starts, parts.sizes, parts.parts, parts.rows, keys.firsts, count,
+            memory, lines.plan, lines.arena, lines.base, lines.heap, lines.heap_at, self.counts,
+        )  # fmt: skip
+        hits, end = told
         missing = memory[4 * count : 5 * count - hits] if 0 <= hits < count else NONE
         return Found(count, hits, end, missing, memory)
 

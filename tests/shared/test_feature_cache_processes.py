@@ -46,8 +46,8 @@ def cache_of_whole_records(least: int) -> Segment:
     Otherwise a reader that comes too late finds no header where it looks, and the check has nothing to tell.
     """
     line = cells_of(keys_of(0)[0], SHAPE, FIRST_SEED)
-    size = 4 * SHAPE.values + sum(map(len, line.runs)) + sum(map(len, line.values))
-    record = RECORD_WORDS + -(-size // 8)
+    pieces = [4 * SHAPE.values, *map(len, line.runs), sum(map(len, line.values))]
+    record = RECORD_WORDS + sum(-(-size // 8) for size in pieces)
     words = next(
         words
         for words in range(least // 8, least)
