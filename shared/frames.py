@@ -60,8 +60,8 @@ Metadata: TypeAlias = tuple[tuple[bytes, bytes], ...]
 MAX_TEXT_BYTES = 4096
 """Reasons and messages are for people: longer ones are cut here when they are encoded."""
 
-_U16_MAX = 0xFFFF
-_U32_MAX = 0xFFFF_FFFF
+_U16_MAX: Final = 0xFFFF
+_U32_MAX: Final = 0xFFFF_FFFF
 
 
 class FrameError(ValueError):
@@ -102,23 +102,23 @@ class Readiness(enum.IntEnum):
     """Send nothing new; what is in flight will be answered."""
 
 
-_HEADER = Struct("<IB")
-_HELLO = Struct("<III")
-_STATE = Struct("<BQH")
-_REQUEST = Struct("<QQQBH")
-_REQUEST_HEAD = Struct("<IBQQQB")
-_CANCEL = Struct("<Q")
-_ANSWER = Struct("<QBH")
-_ANSWER_HEAD = Struct("<IBQBH")
-_SUBSCRIBE = Struct("<II")
-_SNAPSHOT = Struct("<QQ")
-_VERSION = Struct("<Q")
-_RETIRING = Struct("<I")
-_LOG_SEGMENT = Struct("<QQ")
-_LOG_CONFIG = Struct("<II")
-_HAND_OVER = Struct("<IIQQQIII")
-_WHOLE_HAND_OVER = Struct("<IBIIQQQIII")
-_RELEASE = Struct("<IQ")
+_HEADER: Final = Struct("<IB")
+_HELLO: Final = Struct("<III")
+_STATE: Final = Struct("<BQH")
+_REQUEST: Final = Struct("<QQQBH")
+_REQUEST_HEAD: Final = Struct("<IBQQQB")
+_CANCEL: Final = Struct("<Q")
+_ANSWER: Final = Struct("<QBH")
+_ANSWER_HEAD: Final = Struct("<IBQBH")
+_SUBSCRIBE: Final = Struct("<II")
+_SNAPSHOT: Final = Struct("<QQ")
+_VERSION: Final = Struct("<Q")
+_RETIRING: Final = Struct("<I")
+_LOG_SEGMENT: Final = Struct("<QQ")
+_LOG_CONFIG: Final = Struct("<II")
+_HAND_OVER: Final = Struct("<IIQQQIII")
+_WHOLE_HAND_OVER: Final = Struct("<IBIIQQQIII")
+_RELEASE: Final = Struct("<IQ")
 _LENGTH_BYTES: Final = 4
 JOIN_BELOW: Final = 256 << 10  # bytes that are cheaper to copy into one piece than to write in several
 _REQUEST_BYTES: Final = 27  # _REQUEST.size and _ANSWER.size, where the compiler can see them
@@ -448,11 +448,11 @@ def answer_head(request_id: int, status: int, message: str, metadata: bytes, bod
 
     `metadata` is encoded. Raises FrameError when the frame would not fit a u32 length.
     """
-    text = _text(message) if message else b""
-    length = 12 + len(text) + len(metadata) + body_bytes
+    behind = _text(message) + metadata if message else metadata
+    length = 12 + len(behind) + body_bytes
     if length > _U32_MAX:
         raise FrameError(f"ANSWER {request_id}: body of {body_bytes} bytes does not fit a frame")
-    return _ANSWER_HEAD.pack(length, Kind.ANSWER, request_id, status, len(text)) + text + metadata
+    return _ANSWER_HEAD.pack(length, Kind.ANSWER, request_id, status, len(behind) - len(metadata)) + behind
 
 
 def encode_metadata(metadata: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -476,22 +476,27 @@ def encode_metadata(metadata: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class OneField:
-    """Metadata of one entry whose name is always the same: all but its value is encoded once."""
+    """Metadata of one entry whose name is always the same, and the length of its value nearly always."""
 
-    __slots__ = ("_head", "name")
+    __slots__ = ("_head", "_size", "name")
 
     def __init__(self, name: bytes) -> None:
         """Raises FrameError as `encode_metadata` does."""
         self.name = name
-        self._head = encode_metadata(((name, b""),))[:-2]
+        self._head = encode_metadata(((name, b""),))
+        self._size = 0  # of the value that the head is for
 
     def encode(self, value: bytes) -> bytes:
         """What `encode_metadata` makes of the name and `value`. Raises FrameError for a value over 65,535 bytes."""
-        if len(value) > _U16_MAX:
-            raise FrameError(
-                f"metadata {self.name!r}: the value has {len(value)} bytes, must be at most {_U16_MAX}"
-            )
-        return self._head + _u16_and(value)
+        size = len(value)
+        if size != self._size:
+            if size > _U16_MAX:
+                raise FrameError(
+                    f"metadata {self.name!r}: the value has {size} bytes, must be at most {_U16_MAX}"
+                )
+            self._head = self._head[:-2] + size.to_bytes(2, "little")
+            self._size = size
+        return self._head + value
 
     def __repr__(self) -> str:
         return f"<OneField {self.name!r}>"
@@ -521,7 +526,8 @@ class FrameWriter:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport) -> None:
-        self._loop = loop
+        self._call_soon = loop.call_soon
+        self._at_end_of_turn = self.flush  # bound once
         self._transport: asyncio.WriteTransport | None = transport
         self._parts: list[bytes] = []
         self._size = 0
@@ -540,7 +546,7 @@ class FrameWriter:
         if self._transport is None:
             return
         if not self._parts:
-            self._loop.call_soon(self.flush)
+            self._call_soon(self._at_end_of_turn)
         self._parts.append(head)
         self._size += len(head)
         if body:
@@ -656,8 +662,12 @@ def _fixed(layout: Struct, kind: Kind, data: bytes, start: int, end: int) -> tup
 def _head(layout: Struct, kind: Kind, data: bytes, start: int, end: int) -> tuple[Any, ...]:
     """The numbers at the start of a frame that goes on behind them."""
     if end - start < layout.size:
-        raise FrameError(f"{kind.name}: payload of {end - start} bytes, must be at least {layout.size}")
+        raise _too_short(kind, layout.size, start, end)
     return layout.unpack_from(data, start)
+
+
+def _too_short(kind: Kind, least: int, start: int, end: int) -> FrameError:
+    return FrameError(f"{kind.name}: payload of {end - start} bytes, must be at least {least}")
 
 
 def _slice(data: bytes, start: int, length: int, end: int, kind: Kind, place: str) -> bytes:
@@ -719,7 +729,9 @@ def _decode_state(data: bytes, start: int, end: int) -> State:
 
 
 def _decode_request(data: bytes, start: int, end: int) -> Request:
-    request_id, deadline_us, sent_us, method, count = _head(_REQUEST, Kind.REQUEST, data, start, end)
+    if end - start < _REQUEST_BYTES:
+        raise _too_short(Kind.REQUEST, _REQUEST_BYTES, start, end)
+    request_id, deadline_us, sent_us, method, count = _REQUEST.unpack_from(data, start)
     start += _REQUEST_BYTES
     metadata: Metadata = ()
     if count:
@@ -732,7 +744,9 @@ def _decode_cancel(data: bytes, start: int, end: int) -> Cancel:
 
 
 def _decode_answer(data: bytes, start: int, end: int) -> Answer:
-    request_id, status, length = _head(_ANSWER, Kind.ANSWER, data, start, end)
+    if end - start < _ANSWER_BYTES:
+        raise _too_short(Kind.ANSWER, _ANSWER_BYTES, start, end)
+    request_id, status, length = _ANSWER.unpack_from(data, start)
     start += _ANSWER_BYTES
     message = ""
     if length:

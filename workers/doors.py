@@ -7,12 +7,11 @@ front doors and workers can come and go in any order. Belongs to the I/O thread.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from shared.board import Board
 from shared.frames import (
@@ -34,12 +33,14 @@ __all__ = ["DoorLink", "Doors", "Scorer", "Ticket"]
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = OneField(b"inferflow-request-id")  # trailing metadata of every answer
-LOOK_SECONDS = 0.5
-FRAME_OVERHEAD = 64 << 10  # bytes that a request frame may have besides its body: metadata
-MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
+REQUEST_ID: Final = OneField(b"inferflow-request-id")  # trailing metadata of every answer
+LOOK_SECONDS: Final = 0.5
+FRAME_OVERHEAD: Final = 64 << 10  # bytes that a request frame may have besides its body: metadata
+MAX_UNSENT: Final = (
+    64 << 20
+)  # bytes of answers that a front door has not read; over that it is taken for dead
 
-_NONE = -1  # no request has this id
+_NO_METADATA: Final[dict[bytes, bytes]] = {}
 
 
 class Ticket(Protocol):
@@ -63,6 +64,32 @@ class Scorer(Protocol):
     ) -> Ticket: ...
 
 
+class _Asked:
+    """A request that a link has handed over."""
+
+    __slots__ = ("_link", "answered", "id", "ticket")
+
+    def __init__(self, link: DoorLink, request_id: int) -> None:
+        self._link = link
+        self.id = request_id
+        self.ticket: Ticket | None = None
+        """None until it has been taken."""
+        self.answered = False
+
+    def answer(self, outcome: Answered) -> None:
+        """Called by the scorer, maybe before there is a ticket."""
+        self.answered = True
+        self._link.answer(self, outcome)
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        assert self.ticket is not None  # who cancels comes later than the scorer
+        self.ticket.cancel()
+
+    def __repr__(self) -> str:
+        return f"<_Asked {self.id} of {self._link!r}>"
+
+
 class DoorLink(asyncio.Protocol):
     """One connection to one front door."""
 
@@ -72,14 +99,13 @@ class DoorLink(asyncio.Protocol):
         self._reader: FrameReader[Request | Cancel] = FrameReader(
             (Request, Cancel), doors.max_request_bytes + FRAME_OVERHEAD
         )
-        self._tickets: dict[int, Ticket] = {}
-        self._at_once = _NONE  # a request that was answered while it was handed over
+        self._asked: dict[int, _Asked] = {}  # what is not answered yet
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
 
     @property
     def in_flight(self) -> int:
-        return len(self._tickets)
+        return len(self._asked)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -98,8 +124,8 @@ class DoorLink(asyncio.Protocol):
         for frame in frames:
             if isinstance(frame, Request):
                 self._start(frame)
-            elif (ticket := self._tickets.pop(frame.id, None)) is not None:
-                ticket.cancel()
+            elif (asked := self._asked.pop(frame.id, None)) is not None:
+                asked.cancel()
                 self._doors.answered()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,9 +133,9 @@ class DoorLink(asyncio.Protocol):
         if self._writer is not None:
             self._writer.drop()
             self._writer = None
-        tickets, self._tickets = self._tickets, {}
-        for ticket in tickets.values():
-            ticket.cancel()
+        requests, self._asked = self._asked, {}
+        for asked in requests.values():
+            asked.cancel()
         self._doors.lost(self)
 
     def pause_writing(self) -> None:
@@ -131,29 +157,24 @@ class DoorLink(asyncio.Protocol):
             self._transport.close()
 
     def _start(self, request: Request) -> None:
-        loop = self._doors.loop
+        doors = self._doors
         if request.sent_us:
-            self._doors.handover.observe(monotonic() * 1e3 - request.sent_us * 1e-3)
-        deadline = loop.time() + request.deadline_us / 1e6 if request.deadline_us else None
-        answer = functools.partial(self._answer, request.id)
-        ticket = self._doors.service.handle(
-            request.method, dict(request.metadata), request.body, deadline, answer
-        )
-        if self._at_once == request.id:
-            self._at_once = _NONE
-        else:
-            self._tickets[request.id] = ticket
+            doors.handover.observe(monotonic() * 1e3 - request.sent_us * 1e-3)
+        deadline = doors.clock() + request.deadline_us / 1e6 if request.deadline_us else None
+        metadata = dict(request.metadata) if request.metadata else _NO_METADATA
+        asked = _Asked(self, request.id)
+        asked.ticket = doors.service.handle(request.method, metadata, request.body, deadline, asked.answer)
+        if not asked.answered:
+            self._asked[asked.id] = asked
 
-    def _answer(self, request_id: int, outcome: Answered) -> None:
-        if self._tickets.pop(request_id, None) is None:
-            self._at_once = request_id  # before there is a ticket
+    def answer(self, asked: _Asked, outcome: Answered) -> None:
+        """Sends the answer to a request."""
+        self._asked.pop(asked.id, None)
         writer = self._writer
         if writer is not None:
             trailing = REQUEST_ID.encode(outcome.request_id)
             body = outcome.body
-            writer.write(
-                answer_head(request_id, int(outcome.status), outcome.message, trailing, len(body)), body
-            )
+            writer.write(answer_head(asked.id, outcome.status, outcome.message, trailing, len(body)), body)
         self._doors.answered()
 
     def __repr__(self) -> str:
@@ -173,6 +194,7 @@ class Doors:
         board: Board,
     ) -> None:
         self.loop = loop
+        self.clock = loop.time
         self.handover = board.histogram(HANDOVER_LATENCY)
         self.service = service
         self.hello = hello
