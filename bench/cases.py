@@ -52,25 +52,39 @@ WIDTHS = (1, 4, 16)
 # ---------------------------------------------------------------- configs
 
 
-def _fetch(entity: str, key: str, group: str, data_type: str, names: Sequence[str]) -> Document:
-    """A feature component `<entity>_fs` with one feature group."""
+def _group(label: str, data_type: str, names: Sequence[str]) -> Document:
+    """A feature group. What its values are follows from its label: see bench.rules."""
+    return {"label": label, "data_type": data_type, "features": list(names)}
+
+
+def _singles(count: int) -> Document:
+    """A group of `count` FP32 features."""
+    return _group("fp32_main", "DataTypeFP32", [f"f{number}" for number in range(count)])
+
+
+def _fetch(entity: str, key: str, *groups: Document) -> Document:
+    """A feature component `<entity>_fs` with these feature groups."""
     return {
         "component": f"{entity}_fs",
         "component_id": key,
         "fs_keys": [{"schema": key, "col": key}],
-        "fs_request": {
-            "label": entity,
-            "featureGroups": [{"label": group, "data_type": data_type, "features": list(names)}],
-        },
+        "fs_request": {"label": entity, "featureGroups": list(groups)},
         "fs_flatten_resp_keys": ["id"],
         "comp_cache_ttl": 600,
     }
 
 
+def _fetch_pairs(entity: str, keys: Sequence[str], *groups: Document) -> Document:
+    """The same by a composite key, which is joined from the values of these columns."""
+    return _fetch(entity, f"{entity}_id", *groups) | {
+        "composite_id": True,
+        "fs_keys": [{"schema": f"k{number}", "col": key} for number, key in enumerate(keys)],
+    }
+
+
 def _numbers(entity: str, count: int) -> Document:
     """`count` FP32 features of the targets."""
-    names = [f"f{number}" for number in range(count)]
-    return _fetch(entity, "catalog_id", "fp32_main", "DataTypeFP32", names)
+    return _fetch(entity, "catalog_id", _singles(count))
 
 
 def _columns(component: Document) -> list[str]:
@@ -139,7 +153,7 @@ def _config(
     *,
     cached: bool = False,
 ) -> Document:
-    """A whole model config. `dependencies` are those of models and expressions; features need nobody."""
+    """A whole model config. `dependencies` says who needs whom; features that it leaves out need nobody."""
     names = [component["component"] for component in features]
     return {
         "dag_execution_config": {
@@ -159,10 +173,15 @@ def _config(
     }
 
 
+def _of_user() -> Document:
+    """A group of 10 numbers of the user."""
+    return _group("fp32_user", "DataTypeFP32", [f"u{number}" for number in range(10)])
+
+
 def _perf(features: int, *, cached: bool = False) -> Document:
     """`features` numbers a target and 10 of the user, one model over all of them, its score doubled."""
     catalog = _numbers("catalog", features)
-    user = _fetch("user", "user_id", "fp32_user", "DataTypeFP32", [f"u{number}" for number in range(10)])
+    user = _fetch("user", "user_id", _of_user())
     return _config(
         [catalog, user],
         [_model(0, _scalars(*_columns(catalog), *_columns(user)))],
@@ -210,9 +229,11 @@ def _deep() -> Document:
 def _text() -> Document:
     """Values of varying length: eight strings and an embedding of 128 numbers a target."""
     strings = _fetch(
-        "catalog", "catalog_id", "string_main", "DataTypeString", [f"s{number}" for number in range(8)]
+        "catalog",
+        "catalog_id",
+        _group("string_main", "DataTypeString", [f"s{number}" for number in range(8)]),
     )
-    vectors = _fetch("vector", "catalog_id", "fp32v128_main", "DataTypeFP32Vector", ["embedding"])
+    vectors = _fetch("vector", "catalog_id", _group("fp32v128_main", "DataTypeFP32Vector", ["embedding"]))
     return _config(
         [strings, vectors],
         [
@@ -226,6 +247,28 @@ def _text() -> Document:
         [],
         {"p0": ["catalog_fs", "vector_fs"]},
         ["catalog_id", _columns(strings)[0], "score0"],
+    )
+
+
+def _derived() -> Document:
+    """Entities found by way of others: a product's category and seller, and the user's taste for the category."""
+    kinds = _group("string40_main", "DataTypeString", ["category"])
+    makers = _group("int64_main", "DataTypeInt64", ["seller"])
+    product = _fetch("product", "catalog_id", _singles(20), kinds, makers)
+    *numbers, by_category, by_seller = _columns(product)
+    category = _fetch("category", by_category, _singles(10))
+    seller = _fetch("seller", by_seller, _singles(5))
+    taste = _fetch_pairs("user_category", ["user_id", by_category], _singles(5))
+    user = _fetch("user", "user_id", _of_user())
+    derived = [category, seller, taste]
+    read = [*numbers, *(column for part in (*derived, user) for column in _columns(part))]
+    return _config(
+        [product, *derived, user],
+        [_model(0, _scalars(*read))],
+        [_expression("double", ["score0"])],
+        {part["component"]: ["product_fs"] for part in derived}
+        | {"p0": ["user_fs", *(part["component"] for part in derived)], "final": ["p0"]},
+        ["catalog_id", "final_score"],
     )
 
 
@@ -249,6 +292,7 @@ CONFIGS: Mapping[str, Document] = {
     "wide": _wide(fetches=16, models=4, features=20),
     "deep": _deep(),
     "text": _text(),
+    "derived": _derived(),
     "slates": _slates(),
     **{f"width{width}": _wide(fetches=width, models=width, features=20) for width in WIDTHS},
 }
@@ -343,6 +387,11 @@ CASES: Mapping[str, Case] = {
         Case("wide", "16 fetches of 20 numbers, 4 models side by side, one expression", "wide"),
         Case("deep", "12 levels: one fetch, 10 models in a chain, one expression", "deep"),
         Case("text", "8 strings and an embedding of 128 numbers a target, one model", "text"),
+        Case(
+            "derived",
+            "product, then its category and seller, then user × category; a model, an expression",
+            "derived",
+        ),
         Case("slates", "50 slates of 10 targets, a target model and a slate model", "slates", SLATE_WISE),
         Case("retrieve", "perf60 through RetrieveModelScore: answers in text form", "perf60", RETRIEVE),
     )

@@ -72,7 +72,7 @@ class _Reckoning:
         ids = [str(1000 + number).encode() for number in range(targets)]
         self._cells: dict[str, list[bytes]] = {"catalog_id": ids, "user_id": [USER.encode()] * targets}
         self._missing: dict[str, bytes] = {}  # by column: what a model gets where there is no value
-        self._texts = {"catalog_id"}
+        self._texts = {"catalog_id", "user_id"}
         self._slate_scores: dict[str, list[float]] = {}
 
     def answer(self) -> Answer:
@@ -88,19 +88,25 @@ class _Reckoning:
         return Answer(targets, self._slate_scores)
 
     def _fetch(self, part: Mapping[str, Any]) -> None:
-        keys = self._cells[part["fs_keys"][0]["col"]]
+        keys = list(zip(*(self._key_texts(key["col"]) for key in part["fs_keys"]), strict=True))
         request = part["fs_request"]
         for group in request["featureGroups"]:
-            is_text = group["label"].startswith("string")
+            is_text = rules.is_text(group["label"])
             for name in group["features"]:
                 column = f"{request['label']}:{group['label']}:{name}"
                 self._cells[column] = [
-                    rules.feature_value(request["label"], [key.decode()], group["label"], name)
-                    for key in keys
+                    rules.feature_value(request["label"], key, group["label"], name) for key in keys
                 ]
                 self._missing[column] = b"0.0" if is_text else bytes(4 * rules.dimension(group["label"]))
                 if is_text:
                     self._texts.add(column)
+
+    def _key_texts(self, column: str) -> list[str]:
+        """The texts of a key column; fetched ones that are no texts are integers."""
+        cells = self._cells[column]
+        if column in self._texts:
+            return [cell.decode() for cell in cells]
+        return [str(int.from_bytes(cell, "little")) for cell in cells]
 
     def _infer(self, part: Mapping[str, Any]) -> None:
         inputs = np.array([self._input(part, row) for row in range(self._rows)])

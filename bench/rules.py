@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["dimension", "evaluate", "feature_value", "model_scores", "text_number"]
+__all__ = ["dimension", "evaluate", "feature_value", "is_text", "model_scores", "text_number"]
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -35,12 +35,24 @@ def dimension(group: str) -> int:
     return int(group.split("_")[0].partition("v")[2] or 1)
 
 
+def is_text(group: str) -> bool:
+    """Whether the values of a feature group are texts."""
+    return group.startswith("string")
+
+
 def feature_value(entity: str, key: Sequence[str], group: str, feature: str) -> bytes:
-    """The value of a feature: little-endian FP32 numbers or text, as the group's name says; b"" when missing."""
+    """The value of a feature: little-endian numbers or text, as the group's name says; b"" when missing.
+
+    Keys of others are never missing: one of 40 texts in `string40_main`, one of 100 numbers in `int64_main`.
+    """
     code = zlib.crc32("|".join((entity, *key, group, feature)).encode())
+    if group == "string40_main":
+        return b"kind %d" % (code % 40)
+    if group == "int64_main":
+        return np.int64(code % 100 * 7919).tobytes()
     if code % _MISSING == 0:
         return b""
-    if group.startswith("string"):
+    if is_text(group):
         return b"s%d" % (code % 1000)
     return np.array([_number(code, place) for place in range(dimension(group))], "<f4").tobytes()
 
