@@ -20,7 +20,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MODULES = """
-components/collect.py components/columns.py components/feature.py components/feature_init.py
+components/collect.py components/columns.py components/derived.py components/feature.py components/feature_init.py
 components/fetched.py components/groups.py components/keys.py
 components/numerix.py components/numerix_wire.py components/onfs_wire.py components/predator.py
 components/tensors.py components/triton_wire.py components/wire.py

@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from components.derived import DerivedKey
 from components.expression import Expression, ExpressionError, parse
-from components.feature import CacheRule, DerivedKey, Feature
+from components.feature import CacheRule, Feature
 from components.fetched import FetchedBlock, FetchedLayout
 from components.numerix import Numerix
 from components.numerix_wire import ComputeCodec

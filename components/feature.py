@@ -13,27 +13,17 @@ from typing import cast
 
 import numpy as np
 
-from components.columns import text_of
+from components.derived import DerivedKey
 from components.fetched import FetchedLayout, Lines
-from components.keys import Keys, all_numbers, distinct_keys, encoded_batches, key_texts
+from components.keys import Keys, all_numbers, distinct_keys, encoded_batches
 from components.wire import WireError
 from dag.component import Call, Endpoint, Reply, Scoring, Steps
-from dag.layout import ByteColumn
 from rpc.status import Status
 from shared.board import Counter
-from shared.datatypes import DataType
 from shared.feature_cache import CacheKey, FeatureCache, Found
-from shared.shm_matrix import Rows, ShmMatrix, Slot, TextColumn, VarBlock
+from shared.shm_matrix import Rows
 
-__all__ = ["CacheRule", "DerivedKey", "Feature", "cause"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DerivedKey:
-    """A fetched column that is a key column of some component: its text goes to an external column too."""
-
-    column: ByteColumn
-    external: int
+__all__ = ["CacheRule", "Feature", "cause"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,8 +63,7 @@ class Feature:
         if keys.gaps:
             self._mark_gaps(scoring, keys)
         if self.composite is not None:
-            joined = [b"|".join(keys.parts(key)) for key in range(keys.count)]
-            matrix.texts[self.composite] = _spread(matrix.slot, joined, keys.index)
+            matrix.texts[self.composite] = keys.joined(matrix.slot)
         if self.endpoint is None:
             return
         lines = Lines(self.layout, matrix.slot, keys.count)
@@ -95,7 +84,7 @@ class Feature:
                 lines.remember(caching.cache, caching.key, found)
         lines.hand_over(matrix, keys.index)
         for derived in self.derived:
-            self._derive(matrix, derived)
+            derived.write(matrix, keys, reference=self.reference)
         yield None
 
     def fail(self, scoring: Scoring, cause: str) -> None:
@@ -160,28 +149,6 @@ class Feature:
         rows = np.flatnonzero(np.isin(keys.index, batch)).astype(np.int32)
         scoring.fail(self.name, reason, rows, kind)
 
-    def _derive(self, matrix: ShmMatrix, derived: DerivedKey) -> None:
-        """Writes the text form of a fetched column into its text column, where that is empty."""
-        block = matrix.blocks[derived.column.block]
-        assert block is not None
-        assert block.index is not None
-        place = derived.column.column
-        if isinstance(block, VarBlock) and derived.column.data_type is DataType.STRING and len(block.states):
-            # The text is in the slot already: the column looks at it where it is.
-            index = block.index
-            sizes = np.where(index >= 0, block.sizes[index, place], 0).astype(np.int32)
-            column = TextColumn(block.heap, block.starts[index, place], sizes, constant=False)
-        else:
-            lines = np.arange(len(block.states), dtype=np.int32)
-            forms = text_of(block.line_values(place, lines), derived.column.data_type)
-            column = _spread(matrix.slot, forms, block.index)
-        brought = key_texts(matrix, derived.external)
-        if brought is not None:
-            own = column.texts(matrix.all_rows)
-            given = brought.texts(matrix.all_rows)
-            column = TextColumn.of(matrix.slot, [g or o for g, o in zip(given, own, strict=True)])
-        matrix.texts[derived.external] = column
-
 
 def cause(reply: Reply) -> str:
     """A failed call in words: UNAVAILABLE: model is down."""
@@ -194,9 +161,3 @@ def _is_text(part: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _spread(slot: Slot, texts: Sequence[bytes], index: Rows) -> TextColumn:
-    """A text column whose rows show the text of their line; "" for line −1."""
-    column = TextColumn.of(slot, [*texts, b""])
-    return TextColumn(column.heap, column.starts[index], column.sizes[index], constant=False)

@@ -7,23 +7,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numpy import empty, int32
+from numpy import empty, int32, int64, uint8
 
+from components import value_kernels
 from components.columns import text_of
 from components.kernels import NO_ROOM, ask_keys, encode_batches, key_work
 from components.kernels import distinct_keys as distinct
+from components.key_kernels import gather_part, join_keys
 from components.onfs_wire import encode_keys
 from components.scratch import scratch
+from shared.datatypes import DataType
 from shared.feature_cache import KeyParts, Places
-from shared.shm_matrix import Bytes, Rows, ShmMatrix, TextColumn, counting
+from shared.shm_matrix import Bytes, Rows, ShmMatrix, Slot, TextColumn, TypedColumn, counting
 
-__all__ = ["Keys", "all_numbers", "distinct_keys", "encoded_batches", "key_texts"]
+__all__ = ["Keys", "all_numbers", "distinct_keys", "encoded_batches", "key_texts", "spread"]
 
 QUERY_KEYS = 0x22  # field 4 of Query, length-delimited
 KEYS_COLS = 0x0A  # field 1 of Keys, length-delimited
 
 _ZEROS: Rows = np.zeros(1 << 14, np.int32)
 _FIRST_ROW: Rows = np.zeros(1, np.int32)
+_NO_HEAP: Bytes = np.empty(0, np.uint8)
+_NO_STARTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
+_NO_SIZES: Rows = np.empty(0, np.int32)
 _ONE_PART = tuple(bytes((QUERY_KEYS, size + 2, KEYS_COLS, size)) for size in range(126))
 """What stands before a key of one part in a query, by the size of that part: while all lengths have one byte."""
 
@@ -50,15 +56,16 @@ class Keys:
     """The distinct keys of the rows, in order of their first row.
 
     `index` int32 [rows]: the number of each row's key, −1 where a part of it is empty: such a row has no key.
-    `gaps`: whether some row has none.
+    `gaps`: whether some row has none. `first_rows` int32 [`count` or longer]: by key, its first row.
     """
 
-    __slots__ = ("count", "gaps", "index")
+    __slots__ = ("count", "first_rows", "gaps", "index")
 
-    def __init__(self, count: int, index: Rows, gaps: bool) -> None:
+    def __init__(self, count: int, index: Rows, gaps: bool, first_rows: Rows) -> None:
         self.count = count
         self.index = index
         self.gaps = gaps
+        self.first_rows = first_rows
 
     def parts(self, key: int) -> tuple[bytes, ...]:
         """The parts of one key."""
@@ -79,6 +86,10 @@ class Keys:
         """The rows whose key has no value in this part."""
         raise NotImplementedError
 
+    def joined(self, slot: Slot) -> TextColumn:
+        """A text column: by row the parts of its key with `|` between them, "" for none. Raises MatrixFull."""
+        return spread(slot, [b"|".join(self.parts(key)) for key in range(self.count)], self.index)
+
 
 def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int | None, *, reference: bool) -> Keys:
     """The distinct keys of all rows over these text columns (external ids).
@@ -91,7 +102,8 @@ def distinct_keys(matrix: ShmMatrix, columns: Sequence[int], batch: int | None, 
             break
     else:
         return _OneKey(matrix.rows, found)
-    gathered = _gathered(matrix.rows, found)
+    gather = _gathered_reference if reference else _gathered
+    gathered = gather(matrix.rows, found)
     if not reference and batch is not None:
         asked = _AskedKeys.ask(gathered, batch)
         if asked is not None:
@@ -104,9 +116,41 @@ def key_texts(matrix: ShmMatrix, column: int) -> TextColumn | None:
     text, typed = matrix.texts[column], matrix.typed[column]
     if text is not None or typed is None:
         return text
+    if typed.data_type is DataType.STRING:
+        return typed.text
     if typed.text.constant:
         return TextColumn.same(matrix.slot, text_of([typed.text.first()], typed.data_type)[0])
+    if not typed.data_type.is_vector:
+        return _number_texts(matrix, typed)
     return TextColumn.of(matrix.slot, text_of(typed.values(matrix.all_rows), typed.data_type))
+
+
+def _number_texts(matrix: ShmMatrix, typed: TypedColumn) -> TextColumn:
+    """The text forms of a typed column of numbers, by a kernel."""
+    rows, text = matrix.rows, typed.text
+    heap, at = matrix.slot.place(rows * value_kernels.NUMBER_ROOM)
+    starts, sizes = empty((1, rows), int64), empty((1, rows), int32)
+    end = value_kernels.collect_texts(
+        text.heap,
+        text.starts,
+        text.sizes,
+        1,
+        matrix.all_rows,
+        int(typed.data_type),
+        heap,
+        at,
+        starts,
+        sizes,
+        0,
+    )
+    assert end >= 0, end
+    return TextColumn(heap, starts[0], sizes[0], constant=False)
+
+
+def spread(slot: Slot, texts: Sequence[bytes], index: Rows) -> TextColumn:
+    """A text column whose rows show the text of this number (int32 [rows]); "" for −1. Raises MatrixFull."""
+    column = TextColumn.of(slot, [*texts, b""])
+    return TextColumn(column.heap, column.starts[index], column.sizes[index], constant=False)
 
 
 def encoded_batches(keys: Keys, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:
@@ -125,9 +169,9 @@ class _OneKey(Keys):
         self._columns = columns
         self._parts = parts
         if b"" in parts:
-            super().__init__(0, np.full(rows, -1, np.int32), True)
+            super().__init__(0, np.full(rows, -1, np.int32), True, _FIRST_ROW)
         else:
-            super().__init__(1, _zeros(rows), False)
+            super().__init__(1, _zeros(rows), False, _FIRST_ROW)
 
     def parts(self, key: int) -> tuple[bytes, ...]:
         return tuple(self._parts)
@@ -146,6 +190,9 @@ class _OneKey(Keys):
     def rows_without(self, part: int) -> Rows:
         return np.empty(0, np.int32) if self._parts[part] else np.arange(len(self.index), dtype=np.int32)
 
+    def joined(self, slot: Slot) -> TextColumn:
+        return TextColumn.same(slot, b"|".join(self._parts) if self.count else b"")
+
     def __repr__(self) -> str:
         return f"<_OneKey {self._parts} of {len(self.index)} rows>"
 
@@ -158,7 +205,7 @@ class _ListedKeys(Keys):
     def __init__(self, gathered: KeyParts, work: Rows, count: int, *, reference: bool) -> None:
         rows = gathered.rows
         gaps = count < rows and bool(work[2 * rows])
-        super().__init__(count, work[rows : 2 * rows], gaps)
+        super().__init__(count, work[rows : 2 * rows], gaps, work)
         self._gathered = gathered
         self._work = work
         self._reference = reference
@@ -210,6 +257,25 @@ class _ListedKeys(Keys):
         rows = self._gathered.rows
         sizes = self._gathered.sizes[part * rows : (part + 1) * rows]
         return np.flatnonzero(sizes == 0).astype(np.int32)
+
+    def joined(self, slot: Slot) -> TextColumn:
+        if self._reference:
+            return super().joined(slot)
+        own = self._gathered
+        starts, sizes = empty(own.rows, int64), empty(own.rows, int32)
+        while True:
+            out = scratch.out
+            size: int = join_keys(
+                own.heap, own.starts, own.sizes, own.parts, own.rows,
+                self.index, self.first_rows, out, starts, sizes,
+            )  # fmt: skip
+            if size != NO_ROOM:
+                break
+            scratch.grow_out()
+        assert size >= 0, size
+        heap, at = slot.copy(out[:size].data)
+        starts += at
+        return TextColumn(heap, starts, sizes, constant=False)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.count} of {len(self.index)} rows>"
@@ -280,33 +346,53 @@ def _parts(gathered: KeyParts, row: int) -> tuple[bytes, ...]:
 
 
 def _gathered(rows: int, columns: Sequence[TextColumn | None]) -> KeyParts:
-    """The columns as one heap."""
+    """The columns as one heap: their own when they share one, as they usually do, else a copy of the texts."""
     parts = len(columns)
-    if parts == 1 and (only := columns[0]) is not None:
-        return KeyParts(only.heap, only.starts, only.sizes, 1, rows)
-    starts = np.zeros((parts, rows), np.int64)
-    sizes = np.zeros((parts, rows), np.int32)
-    heap, offsets = _one_heap([column for column in columns if column is not None])
-    for number, column in enumerate(columns):
-        if column is not None:
-            starts[number] = column.starts
-            starts[number] += offsets[id(column.heap)]
-            sizes[number] = column.sizes
-    return KeyParts(heap, starts.reshape(-1), sizes.reshape(-1), parts, rows)
-
-
-def _one_heap(columns: Sequence[TextColumn]) -> tuple[Bytes, dict[int, int]]:
-    """One heap for all columns, and the offset of each one's own in it. They usually share one already."""
-    heaps = {id(column.heap): column.heap for column in columns}
-    if len(heaps) == 1:
-        ((number, heap),) = heaps.items()
-        return heap, {number: 0}
-    offsets: dict[int, int] = {}
+    first = columns[0]
+    if parts == 1 and first is not None:
+        return KeyParts(first.heap, first.starts, first.sizes, 1, rows)
+    starts, sizes = empty(parts * rows, int64), empty(parts * rows, int32)
+    heap = _shared_heap(columns)
+    copies = heap is None
+    out = _NO_HEAP if heap is not None else empty(_text_bytes(columns), uint8)
     at = 0
-    for number, heap in heaps.items():
-        offsets[number] = at
-        at += len(heap)
-    return np.concatenate(list(heaps.values())), offsets
+    for number, column in enumerate(columns):
+        if column is None:
+            at = gather_part(_NO_HEAP, _NO_STARTS, _NO_SIZES, number, rows, copies, out, at, starts, sizes)
+        else:
+            at = gather_part(
+                column.heap, column.starts, column.sizes, number, rows, copies, out, at, starts, sizes
+            )
+        assert at >= 0, at
+    return KeyParts(out if heap is None else heap, starts, sizes, parts, rows)
+
+
+def _gathered_reference(rows: int, columns: Sequence[TextColumn | None]) -> KeyParts:
+    """The reference of `_gathered`: all texts one after the other."""
+    all_rows = all_numbers(rows)
+    texts = [
+        text for column in columns for text in ([b""] * rows if column is None else column.texts(all_rows))
+    ]
+    sizes = np.array([len(text) for text in texts], np.int32)
+    starts = np.cumsum(sizes, dtype=np.int64) - sizes
+    return KeyParts(np.frombuffer(b"".join(texts), np.uint8), starts, sizes, len(columns), rows)
+
+
+def _shared_heap(columns: Sequence[TextColumn | None]) -> Bytes | None:
+    """The heap that all columns are in; None when there are several."""
+    shared: Bytes | None = None
+    for column in columns:
+        if column is None:
+            continue
+        if shared is not None and column.heap is not shared:
+            return None
+        shared = column.heap
+    return _NO_HEAP if shared is None else shared
+
+
+def _text_bytes(columns: Sequence[TextColumn | None]) -> int:
+    """Bytes of all texts of the columns, that of a constant one once."""
+    return sum(int(column.sizes.sum()) for column in columns if column is not None)
 
 
 def _distinct(

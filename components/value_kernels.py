@@ -46,6 +46,7 @@ __all__ = [
     "collect_cells",
     "collect_texts",
     "collect_values",
+    "show_cells",
     "write_cell_scores",
     "write_rows",
     "write_scores",
@@ -401,6 +402,64 @@ def collect_texts(
             at = _put_form(kind, heap, start, size, out, at)
         starts[line, i] = begin
         sizes[line, i] = at - begin
+    return at
+
+
+@_kernel(INT(U8, INT, INT, INT, INT, INT, INT, I32, I32, U8_OUT, INT, types.int64[::1], types.int32[::1]))
+def show_cells(
+    heap: Any,
+    cells_at: Any,
+    states_at: Any,
+    lines: Any,
+    columns: Any,
+    column: Any,
+    kind: Any,
+    index: Any,
+    first_rows: Any,
+    out: Any,
+    at: Any,
+    starts: Any,
+    sizes: Any,
+) -> int:
+    """Writes the text forms of a column of numbers of type `kind` into `out` from `at` on; returns the new `at`.
+
+    heap … columns: a CellBlock. By row the place of the form of line index[row] goes to starts, sizes: size 0 for
+    no value, and for line −1. A form is written for the first row of each line, first_rows[line]. UNUSUAL: an ODD
+    cell, or no type of numbers. MALFORMED: a place that is not in its array. Reference: columns.text_of.
+    """
+    if kind <= RAW or kind > BOOL or kind == STRING or SIZES[kind] == 0:
+        return UNUSUAL
+    width, cells = SIZES[kind], lines * columns
+    if lines < 0 or column < 0 or column >= columns or cells_at < 0 or states_at < 0 or at < 0:
+        return MALFORMED
+    if cells_at + cells * width > heap.shape[0] or states_at + cells > heap.shape[0]:
+        return MALFORMED
+    rows = index.shape[0]
+    if starts.shape[0] < rows or sizes.shape[0] < rows:
+        return NO_ROOM
+    for row in range(rows):
+        line = np.int64(index[row])
+        begin = at
+        if line >= 0:
+            if line >= lines or line >= first_rows.shape[0]:
+                return MALFORMED
+            first = np.int64(first_rows[line])
+            if first < 0 or first > row:
+                return MALFORMED
+            if first < row:
+                starts[row] = starts[first]
+                sizes[row] = sizes[first]
+                continue
+            cell = line * columns + column
+            state = heap[states_at + cell]
+            if state > EMPTY:
+                return UNUSUAL
+            if state == VALUE:
+                if at + NUMBER_ROOM > out.shape[0]:
+                    return NO_ROOM
+                at = _put_number(kind, heap, cells_at + cell * width, out, at)
+        starts[row] = begin
+        sizes[row] = at - begin
     return at
 
 

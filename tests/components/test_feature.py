@@ -747,6 +747,66 @@ def test_kernels_and_reference_fetch_alike(
         assert all(outcome[1:] == outcomes[0][1:] for outcome in outcomes)
 
 
+KEY_TYPES = st.sampled_from(
+    ["String", "String", "INT64", "FP32", "BOOL", "UINT8", "FP32Vector", "StringVector"]
+)
+
+
+@st.composite
+def brought_keys(draw: st.DrawFn, rows: int) -> Sequence[bytes] | tuple[DataType, Sequence[bytes]]:
+    """A column that a request brings for a key: texts, or values of some type."""
+    size = draw(st.sampled_from([1, rows]))
+    texts = draw(st.lists(KEY_TEXTS, min_size=size, max_size=size))
+    kind = draw(st.sampled_from([None, DataType.INT16, DataType.FP32, DataType.STRING, DataType.INT8_VECTOR]))
+    if kind in (None, DataType.STRING):
+        return texts if kind is None else (kind, texts)
+    return kind, [draw(st.sampled_from([b"", b"1", b"12", b"1234"])) for _ in texts]
+
+
+@given(st.data(), st.integers(1, 7), KEY_TYPES, KEY_TYPES)
+@tries(0.6)
+def test_kernels_and_reference_derive_alike(data: st.DataObject, rows: int, first: str, second: str) -> None:
+    product = fetch(fs_request=groups(("one", first, ["a"]), ("two", second, ["b"]), ("more", "FP32", ["c"])))
+    keys = ["user_id", "catalog:one:a", "catalog:two:b"][data.draw(st.integers(0, 1)) :]
+    pair = fetch(
+        component="pair",
+        component_id="pair_id",
+        composite_id=True,
+        fs_keys=[{"schema": key, "col": key} for key in keys],
+        fs_request=groups(("real", "FP32", ["d"]), label="pair"),
+    )
+    config = config_of(features=[product, pair])
+    names = ["catalog_id", "user_id", *(name for name in keys[-2:] if data.draw(st.integers(0, 3)) == 0)]
+    columns = {name: data.draw(brought_keys(rows)) for name in names if data.draw(st.integers(0, 9))}
+    sizes = {"a": data_type(f"DataType{first}").size, "b": data_type(f"DataType{second}").size}
+    apart = data.draw(st.booleans())  # what is fetched stands in another chunk than what was brought
+    seed = data.draw(st.integers(0, 1000))
+
+    def value(entity: str, key: Sequence[str], group: str, feature: str) -> bytes:
+        dice = zlib.crc32(f"{seed}{key}{group}".encode())
+        size = sizes.get(feature, 4) or dice % 4
+        if dice % 31 == 0:
+            size += 1
+        return bytes([65 + dice % 3]) * size if dice % 7 else b""
+
+    outcomes = []
+    for reference in (False, True):
+        plan = compiled(config, reference_codecs=reference)
+        store = Store(value)
+        with matrix_pool() as slot:
+            scoring = scoring_of(plan, brought(rows, columns), slot)
+            for component in plan.components[:2]:
+                run(component, scoring, store)
+                if apart:
+                    slot.allocate(1 << 17)
+            found = scoring.matrix
+            texts = [column and column.texts(found.all_rows) for column in found.texts]
+            outcomes.append(
+                (texts, raw_column(found, plan.layout, "pair:real:d"), store.asked, failed_rows(scoring))
+            )
+    assert outcomes[0] == outcomes[1]
+
+
 def test_answers_may_begin_in_any_way(reference: bool) -> None:
     store = Store(number)
     heads = [b"", onfs_pb2.Result(entity_label="other").SerializeToString(), b"", b"\x0a\x7f"]

@@ -19,6 +19,7 @@ TESTS = [
     HERE / name
     for name in (
         "test_kernels.py",
+        "test_key_kernels.py",
         "test_model_kernels.py",
         "test_numerix_kernels.py",
         "test_request_kernels.py",
