@@ -659,6 +659,7 @@ def _to_single(carriers):
     bits.view(np.float32)[0] = np.float32(carried[0])
     if bits[0] & np.uint32(0x7FFFFFFF) == np.uint32(0x7F800000):
         bits[0] = 0
+    carried[0] = bits.view(np.float32)[0]  # what is converted further is the number that was read
     return True
 
 
@@ -711,13 +712,32 @@ def _read_number(heap, at, end, kind, carriers):
     return kind == FP64 or _to_single(carriers)
 
 
-@_kernel(INT(U8, I64, I32, INT, I32, INT, INT, U8_2_OUT, INT, I64_OUT, I32_OUT))
+@_callee
+def _read_numbers(heap, start, end, count, read_as, target, carriers, out, place):
+    """Reads a text of `count` numbers with `:` between them; False when the reference is to do it."""
+    for element in range(count):
+        stop = start
+        while stop < end and (heap[stop] != 58 or count == 1):
+            stop += 1
+        if stop == start or (stop == end) != (element == count - 1):
+            return False
+        if not _read_number(heap, start, stop, read_as, carriers):
+            return False
+        _store(read_as, target, 1, carriers, out, place)
+        place += SIZES[target]
+        start = stop + 1
+    return True
+
+
+@_kernel(INT(U8, I64, I32, INT, INT, I32, INT, INT, INT, U8_2_OUT, INT, I64_OUT, I32_OUT))
 def gather_numbers(
     heap: Any,
     starts: Any,
     sizes: Any,
     step: Any,
+    first: Any,
     rows: Any,
+    count: Any,
     read_as: Any,
     target: Any,
     out: Any,
@@ -727,33 +747,41 @@ def gather_numbers(
 ) -> int:
     """Reads texts as numbers of type `read_as` and writes them as `target`: out[i, at …] is that of row rows[i].
 
-    The text of row r is heap[starts[r × step] …]; step 0: all rows have one. An empty one becomes zero bytes.
+    The text of row r is heap[starts[r × step + first] …]; step 0: all rows have one. It is a number, or, when
+    `count` is not 1, so many with `:` between them. An empty one, and that of row −1, becomes zero bytes.
     Returns how many rows are left to the reference, whose positions are in left [rows]: texts of more than
-    MOST_DIGITS digits, in hexadecimal, infinite, with underscores, or no numbers at all. UNUSUAL: types that are
-    not read here, or a text that is not in the heap. Carriers as in `gather_cells`, for one element; the caller
-    vouches for rows and `out` as there. Reference: `numbers.parse`, then `numbers.convert`.
+    MOST_DIGITS digits, in hexadecimal, infinite, with underscores, no numbers at all, or another number of them.
+    UNUSUAL: types that are not read here (BOOL only if alone), or a text that is not in the heap. Carriers as in
+    `gather_cells`, for one element; the caller vouches for rows and `out` as there. Reference: `numbers.parse` or
+    `numbers.parse_vectors`, then `numbers.convert`.
     """
-    if not (_known(read_as) and _known(target)) or read_as < FP32:
+    if (
+        not (_known(read_as) and _known(target))
+        or read_as < FP32
+        or count < 1
+        or (read_as == BOOL and count > 1)
+    ):
         return UNUSUAL
     if carriers.shape[0] < CARRIERS or left.shape[0] < rows.shape[0]:
         return NO_ROOM
     flat = out.reshape(out.size)
     stride = out.shape[1]
-    wide = SIZES[target]
-    count = 0
+    wide = count * SIZES[target]
+    missed = 0
     for i in range(rows.shape[0]):
-        text = np.int64(rows[i]) * step
-        start, size = starts[text], np.int64(sizes[text])
         place = i * stride + at
+        if rows[i] < 0:
+            _zero(flat, place, wide)
+            continue
+        text = np.int64(rows[i]) * step + first
+        start, size = starts[text], np.int64(sizes[text])
         if start < 0 or size < 0 or start + size > heap.shape[0]:
             return UNUSUAL
-        if step == 0 and i > 0 and count == 0:
+        if step == 0 and i > 0 and missed == 0:
             _copy(flat, at, wide, flat, place)
         elif size == 0:
             _zero(flat, place, wide)
-        elif _read_number(heap, start, start + size, read_as, carriers):
-            _store(read_as, target, 1, carriers, flat, place)
-        else:
-            left[count] = i
-            count += 1
-    return count
+        elif not _read_numbers(heap, start, start + size, count, read_as, target, carriers, flat, place):
+            left[missed] = i
+            missed += 1
+    return missed

@@ -26,7 +26,7 @@ from components.scratch import scratch
 from components.tensor_kernels import CARRIERS, gather_cells
 from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
-from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, VarBlock
+from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
 
 __all__ = ["Misfit", "PlainCells", "Tensor", "TensorInput"]
 
@@ -198,6 +198,89 @@ class _Vectors:
         )
 
 
+class _Texts:
+    """The texts of some rows: that at position i has place lines[i] × step + first of those in `heap`; −1: none."""
+
+    __slots__ = ("_first", "_heap", "_lines", "_sizes", "_starts", "_step")
+
+    def __init__(self, heap: Bytes, starts: Rows64, sizes: Rows, step: int, first: int, lines: Rows) -> None:
+        self._heap = heap
+        self._starts = starts
+        self._sizes = sizes
+        self._step = step
+        self._first = first
+        self._lines = lines
+
+    @classmethod
+    def of_column(cls, text: TextColumn, rows: Rows) -> _Texts:
+        return cls(text.heap, text.starts, text.sizes, 0 if text.constant else 1, 0, rows)
+
+    @classmethod
+    def of_block(cls, block: VarBlock, column: int, rows: Rows) -> _Texts:
+        lines = rows if block.index is None else block.index[rows]
+        return cls(
+            block.heap, block.starts.reshape(-1), block.sizes.reshape(-1), block.sizes.shape[1], column, lines
+        )
+
+    def read(self, count: int, read_as: DataType, target: DataType, out: Bytes, at: int) -> Rows:
+        """Reads `count` numbers of each text into out[i, at …]; returns the positions left to the reference."""
+        lines = self._lines
+        left = empty(len(lines), int32)
+        missed: int = tensor_kernels.gather_numbers(
+            self._heap, self._starts, self._sizes, self._step, self._first, lines,
+            count, int(read_as), int(target), out, at, scratch.carriers(CARRIERS), left,
+        )  # fmt: skip
+        return left[:missed] if missed >= 0 else np.arange(len(lines), dtype=np.int32)
+
+    def some(self, positions: Rows) -> list[bytes]:
+        """The texts at these positions."""
+        lines = self._lines[positions]
+        places = lines * self._step + self._first
+        starts = self._starts[places].tolist()
+        sizes = np.where(lines >= 0, self._sizes[places], 0).tolist()
+        return [self._heap[at : at + size].tobytes() for at, size in zip(starts, sizes, strict=True)]
+
+
+def _parsed(texts: Sequence[bytes], read_as: DataType, target: DataType) -> Bytes:
+    """The numbers of texts, their bytes [texts, bytes]: the reference of `gather_numbers` where they are single."""
+    values = numbers.convert(numbers.parse(texts, read_as), read_as, target)
+    return values.view(np.uint8).reshape(len(texts), -1)
+
+
+class _Strings:
+    """A feature of a tensor that is a column of fetched texts, each of a number."""
+
+    __slots__ = ("_block", "_column", "_read_as", "_target", "count", "externals")
+
+    def __init__(self, column: ByteColumn, external: int, read_as: DataType, target: DataType) -> None:
+        """`read_as`: what a text is read as before it is converted into `target`."""
+        self.count = 1
+        self.externals = (external,)
+        self._block = column.block
+        self._column = column.column
+        self._read_as = read_as
+        self._target = target
+
+    def elements(self, matrix: ShmMatrix, rows: Rows) -> int:
+        return 1
+
+    def gather(
+        self, matrix: ShmMatrix, rows: Rows, target: int, out: Bytes, at: int, count: int, size: int
+    ) -> int:
+        block = matrix.blocks[self._block]
+        if block is None or not len(block.states):
+            out[:, at : at + size] = 0
+            return len(rows)
+        assert isinstance(block, VarBlock)
+        texts = _Texts.of_block(block, self._column, rows)
+        left = texts.read(1, self._read_as, self._target, out, at)
+        if len(left):
+            out[left, at : at + size] = _parsed(texts.some(left), self._read_as, self._target)
+        return len(
+            rows
+        )  # any of them may be absent: that matters only when the request brought the same name
+
+
 class _Brought:
     """A feature of a tensor that only a request may bring: a number, or the text of one."""
 
@@ -230,25 +313,16 @@ class _Brought:
         if text is None:
             out[:, at : at + size] = 0
             return 0
-        left = empty(len(rows), int32)
-        count = tensor_kernels.gather_numbers(
-            text.heap, text.starts, text.sizes, 0 if text.constant else 1, rows,
-            int(self._read_as), target, out, at, scratch.carriers(CARRIERS), left,
-        )  # fmt: skip
-        if count and text.constant:
-            out[:, at : at + size] = self._parsed([text.first()], size)
-        elif count:
-            positions = left[:count] if count > 0 else np.arange(len(rows), dtype=np.int32)
-            out[positions, at : at + size] = self._parsed(text.texts(rows[positions]), size)
+        texts = _Texts.of_column(text, rows)
+        left = texts.read(1, self._read_as, self._target, out, at)
+        if len(left) and text.constant:
+            out[:, at : at + size] = _parsed([text.first()], self._read_as, self._target)
+        elif len(left):
+            out[left, at : at + size] = _parsed(texts.some(left), self._read_as, self._target)
         return 0
 
-    def _parsed(self, texts: Sequence[bytes], size: int) -> Bytes:
-        """The numbers of texts, their bytes: the reference of `gather_numbers`."""
-        values = numbers.convert(numbers.parse(texts, self._read_as), self._read_as, self._target)
-        return values.view(np.uint8).reshape(len(texts), size)
 
-
-_Part = _Cells | _Vectors | _Brought
+_Part = _Cells | _Vectors | _Strings | _Brought
 
 
 def _run_key(source: Source) -> tuple[int, int, int, int]:
@@ -291,6 +365,7 @@ class TensorInput:
         self._elements = 0
         # Whether a text is read as a vector, its elements separated by ':'.
         self._text_vector = len(sources) == 1 and shape[0] > 1
+        self._reads_vectors = self._text_vector and not (self._is_text or self._free or reference)
         if reference:
             return
         if self._is_text:
@@ -315,17 +390,21 @@ class TensorInput:
             externals = [source.external for source, _ in members]
             if width:
                 parts.append(_Cells(columns, externals, self.data_type))
-            elif block < 0:
-                for source, text_type in members:
-                    read_as = text_type.element if text_type.element.size else self.data_type
-                    parts.append(_Brought(source.external, read_as, self.data_type))
-            elif DataType(kind).size:
+            elif block >= 0 and DataType(kind).size:
                 parts += [
                     _Vectors(column, external, 0) for column, external in zip(columns, externals, strict=True)
                 ]
+            elif block >= 0 and self._text_vector:
+                return None  # the texts of vectors, see `_vector_texts`
             else:
-                return None
+                parts += [self._text_part(source, text_type) for source, text_type in members]
         return self._with_counts(parts)
+
+    def _text_part(self, source: Source, text_type: DataType) -> _Strings | _Brought:
+        read_as = text_type.element if text_type.element.size else self.data_type
+        if source.byte is None:
+            return _Brought(source.external, read_as, self.data_type)
+        return _Strings(source.byte, source.external, read_as, self.data_type)
 
     def _with_counts(self, parts: list[_Part]) -> tuple[_Part, ...]:
         """A single column of vectors takes what the others leave of the shape."""
@@ -352,6 +431,8 @@ class TensorInput:
             if self._runs is not None and (tensor := self._collect(matrix, rows, self._runs)) is not None:
                 return tensor, ()
             return self._build_texts(matrix, rows)
+        if self._reads_vectors and (found := self._vector_texts(matrix, rows)) is not None:
+            return self._read_vectors(found, len(rows))
         if self._parts is not None and (tensor := self._gather(matrix, rows, self._parts)) is not None:
             return tensor, ()
         misfits: list[Misfit] = []
@@ -386,10 +467,37 @@ class TensorInput:
             at += count * size
         return Tensor(self._resolved(elements), out, b"", NO_ENDS)
 
+    def _vector_texts(self, matrix: ShmMatrix, rows: Rows) -> _Texts | None:
+        """The texts that the only source consists of, `1:2:3` each; None when it is no text, or of two origins."""
+        source = self.sources[0]
+        byte, typed, text = source.byte, matrix.typed[source.external], matrix.texts[source.external]
+        if byte is None:
+            return None if typed is not None or text is None else _Texts.of_column(text, rows)
+        block = matrix.blocks[byte.block]
+        if byte.data_type.element is not DataType.STRING or typed is not None or text is not None:
+            return None
+        assert block is None or isinstance(block, VarBlock)
+        return _Texts.of_block(block, byte.column, rows) if block is not None and len(block.states) else None
+
+    def _read_vectors(self, texts: _Texts, rows: int) -> tuple[Tensor, list[Misfit]]:
+        """The tensor of texts such as `1:2:3`."""
+        count, kind = self._known, self.data_type
+        out = empty((rows, count * self._size), uint8)
+        misfits: list[Misfit] = []
+        left = texts.read(count, kind, kind, out, 0)
+        if len(left):
+            column = _Ragged(self.sources[0].name, numbers.parse_vectors(texts.some(left), kind), kind)
+            out[left] = column.pad(count, misfits).view(np.uint8)
+        positions = left.tolist()
+        moved = [Misfit(positions[misfit.position], misfit.reason) for misfit in misfits]
+        return Tensor(self._resolved(count), out, b"", NO_ENDS), moved
+
     def _collect(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[ColumnRun]) -> Tensor | None:
         """The tensor of texts by kernels; None when a cell needs a closer look."""
-        if not len(rows) or (self._text_vector and self._brought(matrix)):
+        if not len(rows):
             return None
+        if self._text_vector and self._brought(matrix):
+            return self._split_by_kernel(matrix, rows)
         found = collect(matrix, runs, rows, raw=False)
         if found is None:
             return None
@@ -410,6 +518,33 @@ class TensorInput:
             scratch.grow_out()
         assert size >= 0, size
         return Tensor(self._resolved(len(self.sources)), None, scratch.out[:size].tobytes(), ends)
+
+    def _split_by_kernel(self, matrix: ShmMatrix, rows: Rows) -> Tensor | None:
+        """The tensor of texts such as `a:b:c`; None when one has another number of elements than others."""
+        external = self.sources[0].external
+        text = matrix.texts[external]
+        if self._free or text is None or matrix.typed[external] is not None:
+            return None
+        ends = np.empty(len(rows), np.int64)
+        while True:
+            size = value_kernels.write_split_texts(
+                text.heap,
+                text.starts,
+                text.sizes,
+                0 if text.constant else 1,
+                rows,
+                self._known,
+                scratch.out,
+                ends,
+            )
+            if size != NO_ROOM:
+                break
+            scratch.grow_out()
+        return (
+            Tensor(self._resolved(self._known), None, scratch.out[:size].tobytes(), ends)
+            if size >= 0
+            else None
+        )
 
     def _column(self, matrix: ShmMatrix, number: int, rows: Rows, misfits: list[Misfit]) -> Array | _Ragged:
         source = self.sources[number]

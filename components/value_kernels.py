@@ -50,6 +50,7 @@ __all__ = [
     "write_cell_scores",
     "write_rows",
     "write_scores",
+    "write_split_texts",
     "write_texts",
 ]
 
@@ -619,6 +620,52 @@ def write_rows(heap: Any, starts: Any, sizes: Any, out: Any) -> int:
             out[at] = 0x0A
             at = _put_varint(out, at + 1, size)
             at = _copy(heap, starts[column, row], size, out, at)
+    return at
+
+
+@_inline
+def _put_nothing(out, at):
+    """Writes an element of a BYTES tensor that says `0.0`; returns the place after it."""
+    out[at], out[at + 1], out[at + 2], out[at + 3] = 3, 0, 0, 0
+    out[at + 4], out[at + 5], out[at + 6] = 48, 46, 48
+    return at + 7
+
+
+@_kernel(INT(U8, I64, I32, INT, I32, INT, U8_OUT, types.int64[::1]))
+def write_split_texts(
+    heap: Any, starts: Any, sizes: Any, step: Any, rows: Any, count: Any, out: Any, ends: Any
+) -> int:
+    """`write_texts` of texts such as `a:b:c`, each split into its `count` elements; returns the bytes written.
+
+    The text of row r is heap[starts[r × step] …]; step 0: all rows have one. In the place of an empty element
+    stands `0.0`, and in that of an empty text as many of them. UNUSUAL: a text of another number of elements.
+    The caller vouches for rows. Reference: TensorInput._split.
+    """
+    if count < 1 or ends.shape[0] < rows.shape[0]:
+        return NO_ROOM
+    at = 0
+    for i in range(rows.shape[0]):
+        start, size = starts[rows[i] * step], np.int64(sizes[rows[i] * step])
+        if not _fits(heap, start, size):
+            return MALFORMED
+        if at + size + 7 * count > out.shape[0]:
+            return NO_ROOM
+        end = start + size
+        for element in range(count):
+            stop = start
+            while stop < end and heap[stop] != 58:  # :
+                stop += 1
+            if size > 0 and (stop == end) != (element == count - 1):
+                return UNUSUAL
+            written = stop - start
+            if written == 0:
+                at = _put_nothing(out, at)
+            else:
+                for b in range(4):
+                    out[at + b] = (written >> (8 * b)) & 0xFF
+                at = _copy(heap, start, written, out, at + 4)
+            start = min(stop + 1, end)
+        ends[i] = at
     return at
 
 

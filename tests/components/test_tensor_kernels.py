@@ -224,7 +224,19 @@ def test_texts_are_read_as_numbers(
     starts = np.array([0, *np.cumsum(sizes[:-1] + 1)], np.int64)
     out, left = lines_of(len(rows), 3 + target.size + 2), np.full(len(rows), -1, np.int32)
     count = gather_numbers(
-        heap, starts, sizes, step, np.array(rows, np.int32), int(read_as), int(target), out, 3, SCRATCH, left
+        heap,
+        starts,
+        sizes,
+        step,
+        0,
+        np.array(rows, np.int32),
+        1,
+        int(read_as),
+        int(target),
+        out,
+        3,
+        SCRATCH,
+        left,
     )
     assert 0 <= count <= len(rows)
     undecided = left[:count].tolist()
@@ -237,6 +249,68 @@ def test_texts_are_read_as_numbers(
         assert line.tobytes() == 3 * edge + wanted + 2 * edge
 
 
+def number_vectors(count: int) -> st.SearchStrategy[bytes]:
+    """Texts of mostly so many numbers with colons between them."""
+    element = st.sampled_from([b"1", b"-2.5", b"0.25", b"7"]) | number_texts()
+    usual = st.lists(element, min_size=count, max_size=count)
+    return (usual | usual | st.lists(element, max_size=count + 2)).map(b":".join)
+
+
+@given(st.data(), st.integers(1, 4), st.sampled_from(READ_AS), st.integers(1, 3))
+def test_texts_are_read_as_vectors(data: st.DataObject, count: int, kind: DataType, columns: int) -> None:
+    """Texts of a block: lines × columns of them, of which one column is read; line −1 has none."""
+    lines = data.draw(st.integers(1, 4))
+    vectors = number_vectors(count)
+    texts = data.draw(st.lists(vectors, min_size=lines * columns, max_size=lines * columns))
+    column = data.draw(st.integers(0, columns - 1))
+    rows = data.draw(st.lists(st.integers(-1, lines - 1), max_size=5))
+    sizes = np.array([*map(len, texts)], np.int32)
+    starts = np.array([0, *np.cumsum(sizes[:-1] + 1)], np.int64)
+    width = count * kind.size
+    out, left = lines_of(len(rows), 3 + width + 2), np.full(len(rows), -1, np.int32)
+    places = starts, sizes, columns, column, np.array(rows, np.int32)
+    kinds = int(kind), int(kind)
+    missed = gather_numbers(array(b"#".join(texts)), *places, count, *kinds, out, 3, SCRATCH, left)
+    if count > 1 and kind is DataType.BOOL:
+        assert missed == UNUSUAL
+        return
+    undecided = left[:missed].tolist()
+    for position, (row, line) in enumerate(zip(rows, out, strict=True)):
+        assert (line[:3] == CANARY).all()
+        assert (line[-2:] == CANARY).all()
+        if position in undecided:
+            continue
+        text = texts[row * columns + column] if row >= 0 else b""
+        wanted = bytes(width)
+        if text and count == 1:
+            wanted = numbers.parse([text], kind).tobytes()
+        elif text:
+            vector = numbers.parse_vector(text, kind)
+            assert vector is not None
+            wanted = vector.tobytes()
+        assert line[3:-2].tobytes() == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "missed"),
+    [(b"1:2.5:-3", 0), (b"1:2", 1), (b"1:2:3:4", 1), (b"1:2:", 1), (b"::", 1), (b"1:x:2", 1)],
+)
+def test_vectors_of_three(text: bytes, missed: int) -> None:
+    rows, out, left = np.zeros(1, np.int32), lines_of(1, 12), np.zeros(1, np.int32)
+    starts, sizes, fp32 = np.zeros(1, np.int64), np.array([len(text)], np.int32), int(DataType.FP32)
+    places = array(text), starts, sizes, 1, 0, rows
+    assert gather_numbers(*places, 3, fp32, fp32, out, 0, SCRATCH, left) == missed
+    assert missed or out.view(np.float32).tolist() == [[1, 2.5, -3]]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_vectors_of_nothing(count: int) -> None:
+    rows, out, left = np.zeros(1, np.int32), lines_of(1, 4), np.zeros(1, np.int32)
+    starts, sizes, fp32 = np.zeros(1, np.int64), np.ones(1, np.int32), int(DataType.FP32)
+    places = array(b"1"), starts, sizes, 1, 0, rows
+    assert gather_numbers(*places, count, fp32, fp32, out, 0, SCRATCH, left) == UNUSUAL
+
+
 @pytest.mark.parametrize(
     "text", ["0", "7", "-12.5", "+0.1", "1e-05", "123456.789", "3.4028235e+38", ".5", "2."]
 )
@@ -246,7 +320,7 @@ def test_usual_numbers_are_read_by_the_kernel(text: str) -> None:
     starts, sizes = np.zeros(1, np.int64), np.array([len(text)], np.int32)
     # 3.4028235e+38 has too large a power of ten for one exact product.
     hard = text.endswith("+38")
-    assert gather_numbers(heap, starts, sizes, 1, rows, fp64, fp64, out, 0, SCRATCH, left) == hard
+    assert gather_numbers(heap, starts, sizes, 1, 0, rows, 1, fp64, fp64, out, 0, SCRATCH, left) == hard
     assert hard or out.view(np.float64)[0, 0] == float(text)
 
 
@@ -255,7 +329,7 @@ def test_texts_outside_of_their_heap_are_not_read(start: int, size: int) -> None
     starts, sizes, rows = np.array([start]), np.array([size], np.int32), np.zeros(1, np.int32)
     out, left, fp32 = canaries(4).reshape(1, 4), np.zeros(1, np.int32), int(DataType.FP32)
     heap = array(b"12345678")
-    assert gather_numbers(heap, starts, sizes, 1, rows, fp32, fp32, out, 0, SCRATCH, left) == UNUSUAL
+    assert gather_numbers(heap, starts, sizes, 1, 0, rows, 1, fp32, fp32, out, 0, SCRATCH, left) == UNUSUAL
     assert (out == CANARY).all()
 
 
@@ -272,5 +346,5 @@ def test_texts_that_cannot_be_read_here(kind: DataType, carriers: int, left: int
     starts, sizes, rows = np.zeros(1, np.int64), np.ones(1, np.int32), np.zeros(1, np.int32)
     out, kinds = canaries(4).reshape(1, 4), (int(kind), int(DataType.FP32))
     scratch = SCRATCH[:carriers], np.zeros(left, np.int32)
-    assert gather_numbers(array(b"1"), starts, sizes, 1, rows, *kinds, out, 0, *scratch) == code
+    assert gather_numbers(array(b"1"), starts, sizes, 1, 0, rows, 1, *kinds, out, 0, *scratch) == code
     assert (out == CANARY).all()

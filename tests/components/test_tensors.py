@@ -398,6 +398,45 @@ def test_a_text_vector_is_split_at_colons() -> None:
         assert misfits == [Misfit(3, "'t' has 2 elements, the model takes 3")]
 
 
+VECTOR_TEXTS = st.sampled_from(
+    [
+        b"",
+        b"1:2",
+        b"-1.5:2e3",
+        b"7:7",
+        b"1:2:3",
+        b"1",
+        b"x:2",
+        b"1:",
+        b"0x1p3:1",
+        b"1.00000000000000001:2",
+        b"true:1",
+    ]
+)
+
+
+@given(
+    st.lists(VECTOR_TEXTS, min_size=1, max_size=5),
+    st.sampled_from(NUMERIC), st.booleans(), st.booleans(), st.booleans(), st.data(),
+)  # fmt: skip
+def test_kernels_and_reference_read_vectors_alike(
+    lines: list[bytes], target: DataType, fetched: bool, brought: bool, free: bool, data: st.DataObject
+) -> None:
+    """Texts of two numbers, fetched or brought by the request, which may bring what was not fetched."""
+    index = data.draw(st.lists(st.integers(-1, len(lines) - 1), min_size=1, max_size=6))
+    rows = len(index)
+    own = {"v": Fetched(DataType.STRING, 0, [line or None for line in lines])} if fetched else {}
+    own["n"] = fp32(*range(len(lines)))
+    every = st.lists(VECTOR_TEXTS, min_size=rows, max_size=rows)
+    texts = data.draw(every | st.lists(VECTOR_TEXTS, min_size=1, max_size=1))
+    with matrix_pool() as slot:
+        columns = Columns(slot, rows, own, {"v": texts} if brought or not fetched else {}, {}, index)
+        asked = data.draw(st.permutations(range(rows)))
+        columns.build(["v"], target, [2, -1] if free else [2], asked)
+        columns.build(["v"], target, [1], asked)
+        columns.build(["n", "v"], target, [2], asked)  # the text of one number, whatever it holds
+
+
 def test_a_text_is_a_vector_only_where_it_stands_alone() -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 1, {}, {"t": [b"1:2"], "u": [b"3"]}, {})

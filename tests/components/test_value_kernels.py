@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from components.value_kernels import (
     write_cell_scores,
     write_rows,
     write_scores,
+    write_split_texts,
     write_texts,
 )
 from proto import inferflow_pb2, predict_pb2
@@ -403,3 +405,40 @@ def test_elements_of_a_tensor_are_behind_their_lengths(rows: list[list[bytes]], 
             assert (out[code:] == CANARY).all()
             for row, end in enumerate(ends.tolist()):
                 assert tensor.raws((0, row + 1))[0] == wanted[:end]
+
+
+@given(st.data(), st.integers(1, 3), st.sampled_from([0, 1]))
+def test_texts_are_split_at_colons(data: st.DataObject, count: int, step: int) -> None:
+    element = st.sampled_from([b"", b"a", b"bb", b"x" * 300])
+    usual = st.just(b"") | st.lists(element, min_size=count, max_size=count).map(b":".join)
+    texts = data.draw(
+        st.lists(usual | usual | st.lists(element, max_size=4).map(b":".join), min_size=1, max_size=4)
+    )
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=4))
+    sizes = np.array([*map(len, texts)], np.int32)
+    starts = np.array([1, *np.cumsum(sizes[:-1] + 1) + 1], np.int64)
+    heap = array(b"_" + b"#".join(texts))
+    found = [texts[row * step].split(b":") if texts[row * step] else [b""] * count for row in rows]
+    parts = [b"".join(len(e or b"0.0").to_bytes(4, "little") + (e or b"0.0") for e in line) for line in found]
+    places = heap, starts, sizes, step, np.array(rows, np.int32), count
+    room = sum(map(len, parts)) + 7 * count
+    out, ends = canaries(room), np.empty(len(rows), np.int64)
+    size = write_split_texts(*places, out, ends)
+    if any(len(line) != count for line in found):
+        assert size == UNUSUAL
+        return
+    assert out[:size].tobytes() == b"".join(parts)
+    assert ends.tolist() == [*itertools.accumulate(map(len, parts))]
+    assert (out[size:] == CANARY).all()
+    if size:
+        assert write_split_texts(*places, out[: size - 1], ends) == NO_ROOM
+        assert write_split_texts(*places, out, ends[:-1]) == NO_ROOM
+
+
+@pytest.mark.parametrize(("start", "size"), [(-1, 1), (0, -1), (3, 1), (1 << 40, 1)])
+def test_texts_to_split_outside_of_their_heap(start: int, size: int) -> None:
+    starts, sizes, rows = np.array([start]), np.array([size], np.int32), np.zeros(1, np.int32)
+    out, ends = canaries(40), np.empty(1, np.int64)
+    assert write_split_texts(array(b"abc"), starts, sizes, 1, rows, 1, out, ends) == MALFORMED
+    assert write_split_texts(array(b"abc"), starts, sizes, 1, rows, 0, out, ends) == NO_ROOM
+    assert (out == CANARY).all()
