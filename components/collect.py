@@ -15,7 +15,7 @@ from components import value_kernels as kernels
 from components.kernels import NO_ROOM
 from components.scratch import scratch
 from dag.layout import ColumnRun
-from shared.shm_matrix import IDENTITY, CellBlock, Rows, ShmMatrix
+from shared.shm_matrix import IDENTITY, Bytes, CellBlock, Rows, ShmMatrix
 
 __all__ = ["Collected", "TooMuchError", "collect"]
 
@@ -27,7 +27,7 @@ class TooMuchError(Exception):
 
 
 class Collected(NamedTuple):
-    """Where the values stand in `scratch.heap`: starts int64, sizes int32, both [columns, rows]."""
+    """Where the values stand in the heap of `scratch()`: starts int64, sizes int32, both [columns, rows]."""
 
     starts: npt.NDArray[np.int64]
     sizes: Rows
@@ -46,7 +46,7 @@ def collect(
     """The columns of `runs` for `rows` (int32 [n]): raw bytes, or text forms; None when a cell needs a closer look.
 
     The first `before` lines of starts and sizes are left to the caller. Raises TooMuchError when the values take
-    more than `limit` bytes. The result is in `scratch.heap`, and good until anything else uses it.
+    more than `limit` bytes. The result is in the heap of `scratch()`, and good until anything else uses it.
     """
     columns = before + (runs[-1].stop if runs else 0)
     starts = np.empty((columns, len(rows)), np.int64)
@@ -55,9 +55,10 @@ def collect(
         at = _collect(matrix, runs, rows, raw, before, starts, sizes)
         if at != NO_ROOM:
             break
-        if limit is not None and len(scratch.heap) >= limit:
+        memory = scratch()
+        if limit is not None and len(memory.heap) >= limit:
             raise TooMuchError
-        scratch.grow_heap()
+        memory.grow_heap()
     if at < 0:
         return None
     if limit is not None and at > limit:
@@ -76,11 +77,11 @@ def _collect(
 ) -> int:
     """The end of what was collected, or a negative kernel code."""
     at = 0
-    heap = scratch.heap
+    heap = scratch().heap
     for run in runs:
         first = before + run.first
         if run.block < 0:
-            at = _collect_brought(matrix, run.externals[0], rows, raw, at, starts, sizes, first)
+            at = _collect_brought(matrix, run.externals[0], rows, raw, heap, at, starts, sizes, first)
         else:
             block = matrix.blocks[run.block]
             if block is None or not len(block.states):
@@ -108,6 +109,7 @@ def _collect_brought(
     external: int,
     rows: Rows,
     raw: bool,
+    heap: Bytes,
     at: int,
     starts: npt.NDArray[np.int64],
     sizes: Rows,
@@ -122,5 +124,5 @@ def _collect_brought(
     kind = kernels.RAW if raw else STRING if typed is None else int(typed.data_type)
     step = 0 if text.constant else 1
     return kernels.collect_texts(
-        text.heap, text.starts, text.sizes, step, rows, kind, scratch.heap, at, starts, sizes, line
+        text.heap, text.starts, text.sizes, step, rows, kind, heap, at, starts, sizes, line
     )

@@ -85,7 +85,7 @@ def _matrix(slot: Slot, layout: Layout, rows: int, columns: Sequence[Column]) ->
         values = column.values
         text = values if isinstance(values, TextColumn) else _text(slot, values)
         if text.constant:
-            _check_spread(column.name, int(text.sizes[0]), rows, slot)
+            _check_spread(column.name, text.first_size(), rows, slot)
         kind: int = column.data_type
         if kind in (STRING, STRING_VECTOR):
             matrix.texts[external] = text

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numpy import frombuffer, uint8
 
 from dag.component import Reply
-from shared.shm_matrix import Bytes
 
 __all__ = ["Groups", "Places", "batches", "joined"]
 
 Places = npt.NDArray[np.int64]
-NO_PLACES: Final[Places] = np.empty(0, np.int64)
 
 
 class Groups:
@@ -39,14 +35,21 @@ def batches(rows: int, size: int) -> Groups:
     return Groups((*range(0, rows, size or rows), rows))
 
 
-def joined(replies: Sequence[Reply]) -> tuple[Bytes, Places]:
-    """The bodies of replies one after the other, and where each one ends; a single one needs no ends.
+def joined(
+    replies: Sequence[Reply], groups: Groups, lines: Sequence[int] | None = None
+) -> tuple[bytes, Places]:
+    """The bodies of replies one after the other, and the table that tells kernels about them.
 
-    That of a failed call is empty.
+    Reply i is about group i; the body of a failed call is empty. The table (int64): the bounds of the groups; where
+    each body ends; and with `lines`, the line of the matrix that each is about. A single body ends at the end:
+    without a line, the bounds are its table.
     """
     if len(replies) == 1:
-        reply = replies[0]
-        return frombuffer(b"" if reply.status else reply.body, uint8), NO_PLACES
+        body = b"" if replies[0].status else replies[0].body
+        return body, groups.limits if lines is None else _table(groups, [len(body)], lines)
     bodies = [b"" if reply.status else reply.body for reply in replies]
-    ends = np.array([*itertools.accumulate(map(len, bodies))], np.int64)
-    return frombuffer(b"".join(bodies), uint8), ends
+    return b"".join(bodies), _table(groups, itertools.accumulate(map(len, bodies)), lines or ())
+
+
+def _table(groups: Groups, ends: Iterable[int], lines: Iterable[int]) -> Places:
+    return np.array([*groups.bounds, *ends, *lines], np.int64)

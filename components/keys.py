@@ -233,14 +233,15 @@ class _ListedKeys(Keys):
         if not count:
             return []
         own, work = self._gathered, self._work
+        memory = scratch()
+        out = memory.out
         while True:
-            out = scratch.out
             written: int = encode_batches(
                 own.heap, own.starts, own.sizes, own.parts, own.rows, work, wanted, size, out
             )
             if written != NO_ROOM:
                 break
-            scratch.grow_out()
+            out = memory.grow_out()
         if written < 0:
             return None
         if count <= size:
@@ -263,15 +264,16 @@ class _ListedKeys(Keys):
             return super().joined(slot)
         own = self._gathered
         starts, sizes = empty(own.rows, int64), empty(own.rows, int32)
+        memory = scratch()
+        out = memory.out
         while True:
-            out = scratch.out
             size: int = join_keys(
                 own.heap, own.starts, own.sizes, own.parts, own.rows,
                 self.index, self.first_rows, out, starts, sizes,
             )  # fmt: skip
             if size != NO_ROOM:
                 break
-            scratch.grow_out()
+            out = memory.grow_out()
         assert size >= 0, size
         heap, at = slot.copy(out[:size].data)
         starts += at
@@ -298,8 +300,9 @@ class _AskedKeys(_ListedKeys):
     def ask(cls, gathered: KeyParts, batch: int) -> _AskedKeys | None:
         """None when a key needs the reference: it is not ASCII."""
         work: Rows = empty(_work_size(gathered.rows), int32)
+        memory = scratch()
+        out = memory.out
         while True:
-            out = scratch.out
             count: int = ask_keys(
                 gathered.heap,
                 gathered.starts,
@@ -312,7 +315,7 @@ class _AskedKeys(_ListedKeys):
             )
             if count != NO_ROOM:
                 break
-            scratch.grow_out()
+            out = memory.grow_out()
         return cls(gathered, work, count, batch, out) if count >= 0 else None
 
     def batches(self, wanted: Rows, size: int) -> list[tuple[Rows, bytes]]:

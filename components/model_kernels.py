@@ -15,13 +15,11 @@ from numba import types
 
 from components.kernels import (
     ABSENT,
-    I32,
-    I32_OUT,
+    BODY,
     I64,
     INT,
     MALFORMED,
     NO_ROOM,
-    U8,
     U8_OUT,
     UNUSUAL,
     VALUE,
@@ -123,13 +121,12 @@ def _check_output(data, at, end, texts, outputs, number):
 
 
 @_callee
-def _find_outputs(data, texts, outputs, asked, places):
-    """Finds the raw contents of all outputs in one ModelInferResponse; 0, or why it is left to the reference.
+def _find_outputs(data, at, end, texts, outputs, asked, places):
+    """Finds the raw contents of all outputs in the ModelInferResponse in these bytes; 0, or why it is left to the
+    reference.
 
     places [outputs, 2]: where the contents begin, and how many rows they are.
     """
-    at = 0
-    end = data.shape[0]
     wanted = outputs.shape[0]
     heads = 0
     found = 0
@@ -193,92 +190,104 @@ def _fits(plan, lines):
     return lines >= 0
 
 
-@_kernel(INT(U8, I64, I64, I32, I64, INT, INT, INT, U8_OUT, I32_OUT, I64_OUT))
+@_inline
+def _fit_answers(size, answers, table):
+    """Whether a table is that of so many answers, whose ends are in order and within `size` bytes."""
+    if answers < 0 or table.shape[0] <= 2 * answers:
+        return answers == 1 and table.shape[0] == 2
+    before = np.int64(0)
+    for i in range(answers + 1, 2 * answers + 1):
+        if table[i] < before or table[i] > size:
+            return False
+        before = table[i]
+    return table.shape[0] == 2 * answers + 1 or table.shape[0] == 3 * answers + 1
+
+
+@_inline
+def _answer(size, answers, table, i):
+    """Where answer i begins and ends."""
+    begin = table[answers + i] if i else np.int64(0)
+    end = table[answers + 1 + i] if table.shape[0] > answers + 1 else np.int64(size)
+    return begin, end
+
+
+@_kernel(INT(BODY, INT, I64, I64, INT, INT, INT, U8_OUT, I64_OUT))
 def read_model_scores(
     bodies: Any,
-    ends: Any,
-    bounds: Any,
-    lines: Any,
+    answers: Any,
+    table: Any,
     plan: Any,
     cells_at: Any,
     states_at: Any,
     height: Any,
     heap: Any,
-    codes: Any,
-    found: Any,
+    work: Any,
 ) -> int:
     """Writes a block of scores from ModelInferResponses that stand one after the other.
 
-    Answer i ends at ends[i] of `bodies` (no ends: there is one answer) and is about rows bounds[i] …
-    bounds[i + 1] − 1. Its rows go to lines of these numbers; with `lines`, only the first one does, to line
-    lines[i]. A single answered row is broadcast.
+    There are so many `answers`, and `table` as `groups.joined` makes it: answer i is about rows bounds[i] …
+    bounds[i + 1] − 1. Its rows go to lines of these numbers; where the table has lines, only the first one does, to
+    its line. A single answered row is broadcast.
     heap, cells_at, states_at as in CellBlock, which has `height` lines; plan as `score_plan` makes it. All states
     are written: ABSENT where there is no score.
-    codes [answers]: 0, or why nothing was written of an answer; a single one needs no codes. UNUSUAL: other outputs
-    than these in this order, or other numbers of rows. `found` is scratch: two for each output. Returns how many
-    answers have no scores, or NO_ROOM when the arguments do not fit each other.
+    work: one for each answer, 0, or why nothing was written of it; two for each output behind that. UNUSUAL: other
+    outputs than these in this order, or other numbers of rows. Returns how many answers have no scores, or NO_ROOM
+    when the arguments do not fit each other.
     Reference: triton_wire.decode_outputs and predator._Scores.
     """
-    answers = bounds.shape[0] - 1
-    if ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0):
+    size = len(bodies)
+    if not _fit_answers(size, answers, table):
         return NO_ROOM
-    if codes.shape[0] != answers and not (answers == 1 and codes.shape[0] == 0):
-        return NO_ROOM
+    lines = 2 * answers + 1  # where they begin in the table, if it has any
+    with_lines = table.shape[0] > lines
     for i in range(answers):
-        before = ends[i - 1] if i else np.int64(0)
-        end = ends[i] if ends.shape[0] else bodies.shape[0]
-        if before < 0 or end < before or end > bodies.shape[0]:
-            return NO_ROOM
-        if lines.shape[0]:
-            if lines.shape[0] != answers or lines[i] < 0 or lines[i] >= height:
+        if with_lines:
+            if table[lines + i] < 0 or table[lines + i] >= height:
                 return NO_ROOM
-        elif bounds[i] < 0 or bounds[i + 1] < bounds[i] or bounds[i + 1] > height:
+        elif table[i] < 0 or table[i + 1] < table[i] or table[i + 1] > height:
             return NO_ROOM
     if not _fits(plan, height):
         return NO_ROOM
     columns, wanted, scored = plan[0], plan[1], plan[2]
-    if found.shape[0] < 2 * wanted:
+    if work.shape[0] < answers + 2 * wanted:
         return NO_ROOM
     tables = HEAD + 5 * wanted + 4 * scored
     outputs = plan[HEAD : HEAD + 5 * wanted].reshape(wanted, 5)
     scores = plan[HEAD + 5 * wanted : tables].reshape(scored, 4)
     texts = plan[tables:]
-    size = scores[0, SIZE] if scored else np.int64(0)
-    if cells_at < 0 or cells_at + height * columns * size > heap.shape[0]:
+    width = scores[0, SIZE] if scored else np.int64(0)
+    if cells_at < 0 or cells_at + height * columns * width > heap.shape[0]:
         return NO_ROOM
     if states_at < 0 or states_at + height * columns > heap.shape[0]:
         return NO_ROOM
     for cell in range(states_at, states_at + height * columns):
         heap[cell] = ABSENT
-    places = found[: 2 * wanted].reshape(wanted, 2)
+    places = work[answers : answers + 2 * wanted].reshape(wanted, 2)
     bad = 0
     for i in range(answers):
-        asked = bounds[i + 1] - bounds[i]
-        begin = ends[i - 1] if i else np.int64(0)
-        end = ends[i] if ends.shape[0] else bodies.shape[0]
-        answer = bodies[begin:end]
-        code = _find_outputs(answer, texts, outputs, asked, places)
-        if codes.shape[0]:
-            codes[i] = code
+        asked = table[i + 1] - table[i]
+        begin, end = _answer(size, answers, table, i)
+        code = _find_outputs(bodies, begin, end, texts, outputs, asked, places)
+        work[i] = code
         if code < 0:
             bad += 1
             continue
-        first = np.int64(lines[i]) if lines.shape[0] else bounds[i]
-        count = np.int64(1) if lines.shape[0] else asked
+        first = table[lines + i] if with_lines else table[i]
+        count = np.int64(1) if with_lines else asked
         for s in range(scored):
             output, column = scores[s, OUTPUT], scores[s, COLUMN]
             start = places[output, 0] + scores[s, FIRST]
             step = outputs[output, WIDTH] if places[output, 1] > 1 else 0
             for row in range(count):
                 cell = (first + row) * columns + column
-                place = cells_at + cell * size
-                if size == 4:
-                    heap[place] = answer[start]
-                    heap[place + 1] = answer[start + 1]
-                    heap[place + 2] = answer[start + 2]
-                    heap[place + 3] = answer[start + 3]
+                place = cells_at + cell * width
+                if width == 4:
+                    heap[place] = bodies[start]
+                    heap[place + 1] = bodies[start + 1]
+                    heap[place + 2] = bodies[start + 2]
+                    heap[place + 3] = bodies[start + 3]
                 else:
-                    _copy(answer, start, size, heap, place)
+                    _copy(bodies, start, width, heap, place)
                 heap[states_at + cell] = VALUE
                 start += step
     return bad

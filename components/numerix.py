@@ -75,7 +75,7 @@ class Numerix:
         rows = matrix.all_rows
         groups = self._groups(matrix.rows)
         parts: list[_Part] = []
-        calls = self._plain_calls(matrix, rows, groups)
+        calls = self._plain_calls(matrix, groups)
         if calls is None:
             values, misfits = self._values(matrix, rows)
             for misfit in misfits:
@@ -165,13 +165,13 @@ class Numerix:
             return TextColumn.of(matrix.slot, texts(matrix, self.id_source, matrix.all_rows))
         return column
 
-    def _plain_calls(self, matrix: ShmMatrix, rows: Rows, groups: Groups) -> list[Call] | None:
+    def _plain_calls(self, matrix: ShmMatrix, groups: Groups) -> list[Call] | None:
         """The calls of the usual case: all variables are FP32 columns of one block, and all have values."""
         endpoint = self.endpoint
         cells = self.inputs.plain(matrix) if endpoint is not None and self.variables else None
         if endpoint is None or cells is None:
             return None
-        bodies = self.codec.encode_cells(self._ids(matrix), rows, cells, groups)
+        bodies = self.codec.encode_cells(self._ids(matrix), cells, groups)
         return None if bodies is None else self._calls_of(endpoint, bodies, groups)
 
     def _calls(

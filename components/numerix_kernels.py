@@ -12,8 +12,8 @@ from numba import types
 
 from components.kernels import (
     ABSENT,
+    BODY,
     I32,
-    I32_OUT,
     I64,
     INT,
     MALFORMED,
@@ -34,6 +34,7 @@ from components.kernels import (
     _typed_callee,
     _varint_bytes,
 )
+from components.model_kernels import _answer, _fit_answers
 from components.tensor_kernels import PIECES
 
 __all__ = ["encode_compute_cells", "encode_compute_rows", "read_scores"]
@@ -110,13 +111,12 @@ def encode_compute_rows(
     return at
 
 
-@_kernel(INT(U8, I64, I32, INT, I32, U8, INT, INT, INT, I32, I32, I64, U8_OUT, I64_OUT))
+@_kernel(INT(U8, I64, I32, INT, U8, INT, INT, INT, I32, I32, I64, U8_OUT, I64_OUT))
 def encode_compute_cells(
     heap: Any,
     starts: Any,
     sizes: Any,
     step: Any,
-    rows: Any,
     block: Any,
     cells_at: Any,
     states_at: Any,
@@ -127,8 +127,9 @@ def encode_compute_cells(
     out: Any,
     ends: Any,
 ) -> int:
-    """`encode_compute_rows` of values that are the FP32 cells of one block.
+    """`encode_compute_rows` of rows whose values are FP32 cells of one block.
 
+    Request i is about rows bounds[i] … bounds[i + 1] − 1 of the matrix.
     block, cells_at, states_at, columns, index, recipe as in `tensor_kernels.gather_cells`. UNUSUAL: a cell without
     a value. The caller vouches for the block, too.
     """
@@ -139,10 +140,10 @@ def encode_compute_cells(
     if bounds.shape[0] > ends.shape[0] + 1:
         return NO_ROOM
     for request in range(bounds.shape[0] - 1):
-        if bounds[request] < 0 or bounds[request + 1] > rows.shape[0]:
+        first, stop = bounds[request], bounds[request + 1]
+        if first < 0 or stop * step > starts.shape[0] or (index.shape[0] and stop > index.shape[0]):
             return NO_ROOM
-        for i in range(bounds[request], bounds[request + 1]):
-            row = np.int64(rows[i])
+        for row in range(first, stop):
             line = np.int64(index[row]) if index.shape[0] else row
             length = np.int64(sizes[row * step])
             if line < 0:
@@ -160,16 +161,16 @@ def encode_compute_cells(
     return at
 
 
-@_typed_callee(INT(U8, U8_OUT))
-def _read_answer(body: Any, cells: Any) -> int:
-    """How many rows a NumerixResponseProto has, their scores written to `cells`; UNUSUAL for too many.
+@_typed_callee(INT(BODY, INT, INT, U8_OUT))
+def _read_answer(body: Any, at: Any, end: Any, cells: Any) -> int:
+    """How many rows the NumerixResponseProto in these bytes has, their scores written to `cells`; UNUSUAL for too
+    many.
 
     With types of its own: inlined into the loop over answers, it takes ten times as long.
     """
-    end = body.shape[0]
-    if end == 0 or body[0] != 0x0A:
+    if at == end or body[at] != 0x0A:
         return UNUSUAL
-    at, stop = _length(body, 1, end)
+    at, stop = _length(body, at + 1, end)
     if at < 0:
         return MALFORMED
     if stop != end:
@@ -219,44 +220,37 @@ def _read_answer(body: Any, cells: Any) -> int:
     return row
 
 
-@_kernel(INT(U8, I64, I64, INT, INT, U8_OUT, I32_OUT))
+@_kernel(INT(BODY, INT, I64, INT, INT, U8_OUT, I64_OUT))
 def read_scores(
-    bodies: Any, ends: Any, bounds: Any, cells_at: Any, states_at: Any, heap: Any, codes: Any
+    bodies: Any, answers: Any, table: Any, cells_at: Any, states_at: Any, heap: Any, codes: Any
 ) -> int:
     """Reads the FP32 scores of NumerixResponseProtos that stand one after the other into a column of its own.
 
-    Answer i ends at ends[i] of `bodies` (no ends: there is one answer); its scores are lines bounds[i] …
-    bounds[i + 1] − 1 of a block with one column: `heap`, cells_at and states_at as in CellBlock. All states of
+    There are so many `answers`, and `table` as `groups.joined` makes it: the scores of answer i are lines bounds[i]
+    … bounds[i + 1] − 1 of a block with one column: `heap`, cells_at and states_at as in CellBlock. All states of
     these lines are written: ABSENT where there is no score.
-    codes [answers]: 0, or why an answer has none; a single one needs no codes. UNUSUAL: anything but one
+    codes, one for each answer: 0, or why it has none. UNUSUAL: anything but one
     computation_score_data with byte rows of an id and a 4-byte value, as many as asked for. Returns how many
     answers have no scores, or NO_ROOM when the arguments do not fit each other. Reference:
     numerix_wire.decode_scores.
     """
-    answers = bounds.shape[0] - 1
-    if ends.shape[0] != answers and not (answers == 1 and ends.shape[0] == 0):
-        return NO_ROOM
-    if codes.shape[0] != answers and not (answers == 1 and codes.shape[0] == 0):
-        return NO_ROOM
-    if cells_at < 0 or states_at < 0:
+    size = len(bodies)
+    if not _fit_answers(size, answers, table) or codes.shape[0] < answers or cells_at < 0 or states_at < 0:
         return NO_ROOM
     bad = 0
-    begin = np.int64(0)
     for i in range(answers):
-        end = ends[i] if ends.shape[0] else bodies.shape[0]
-        first, count = bounds[i], bounds[i + 1] - bounds[i]
-        if end < begin or end > bodies.shape[0] or first < 0 or count < 0:
+        begin, end = _answer(size, answers, table, i)
+        first, count = table[i], table[i + 1] - table[i]
+        if first < 0 or count < 0:
             return NO_ROOM
         place, state = cells_at + 4 * first, states_at + first
         if place + 4 * count > heap.shape[0] or state + count > heap.shape[0]:
             return NO_ROOM
-        found = _read_answer(bodies[begin:end], heap[place : place + 4 * count])
+        found = _read_answer(bodies, begin, end, heap[place : place + 4 * count])
         whole = found == count
         for k in range(state, state + count):
             heap[k] = VALUE if whole else ABSENT
-        if codes.shape[0]:
-            codes[i] = 0 if whole else (found if found < 0 else UNUSUAL)
+        codes[i] = 0 if whole else (found if found < 0 else UNUSUAL)
         if not whole:
             bad += 1
-        begin = end
     return bad

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
-from numpy import empty, int32, int64
 
 from components.groups import Groups, Places, joined
 from components.kernels import NO_ROOM
@@ -30,7 +29,6 @@ __all__ = ["ComputeCodec", "decode_scores", "encode_compute"]
 Floats = npt.NDArray[np.float32]
 
 NO_INDEX: Final[Rows] = IDENTITY
-NO_CODES: Final[Rows] = np.empty(0, np.int32)
 ENTITY_SCORE_DATA = 0x0A  # field 1 of the request, length-delimited
 
 
@@ -65,20 +63,20 @@ class ComputeCodec:
             ]
         step = 0 if ids.constant else 1
         limits = groups.limits
-        ends = empty(len(limits) - 1, int64)
+        memory = scratch()
+        out, ends = memory.out, memory.carriers(len(limits))
         while True:
-            out = scratch.out
             size = encode_compute_rows(ids.heap, ids.starts, ids.sizes, step, rows, values, limits, out, ends)
             if size != NO_ROOM:
                 break
-            scratch.grow_out()
+            out = memory.grow_out()
         assert size >= 0, size
-        return self._bodies(out, size, ends)
+        return self._bodies(out, size, ends, len(limits) - 1)
 
     def encode_cells(
-        self, ids: TextColumn, rows: Rows, cells: PlainCells, groups: Groups
+        self, ids: TextColumn, cells: PlainCells, groups: Groups
     ) -> list[tuple[bytes, ...]] | None:
-        """Requests as those of `encode`, each about one group of `rows`, whose variables are FP32 cells of a block.
+        """Requests as those of `encode`, each about one group of rows, whose variables are FP32 cells of a block.
 
         None when one of them has no value, and for the reference codec.
         """
@@ -87,25 +85,24 @@ class ComputeCodec:
         block, index = cells.block, cells.block.index
         step = 0 if ids.constant else 1
         limits = groups.limits
-        ends = empty(len(limits) - 1, int64)
+        memory = scratch()
+        out, ends = memory.out, memory.carriers(len(limits))
         while True:
-            out = scratch.out
             size = encode_compute_cells(
-                ids.heap, ids.starts, ids.sizes, step, rows,
-                block.heap, block.cells_at, block.states_at, block.columns, NO_INDEX if index is None else index,
-                cells.recipe, limits, out, ends,
+                ids.heap, ids.starts, ids.sizes, step, block.heap, block.cells_at, block.states_at, block.columns,
+                NO_INDEX if index is None else index, cells.recipe, limits, out, ends,
             )  # fmt: skip
             if size != NO_ROOM:
                 break
-            scratch.grow_out()
-        return self._bodies(out, size, ends) if size >= 0 else None
+            out = memory.grow_out()
+        return self._bodies(out, size, ends, len(limits) - 1) if size >= 0 else None
 
-    def _bodies(self, out: Bytes, size: int, ends: Places) -> list[tuple[bytes, ...]]:
-        """The requests whose entries a kernel has written to `out`, each up to its end."""
+    def _bodies(self, out: Bytes, size: int, ends: Places, count: int) -> list[tuple[bytes, ...]]:
+        """So many requests, whose entries a kernel has written to `out`, each up to its end."""
         packed: bytes = out[:size].tobytes()
-        if len(ends) == 1:
+        if count == 1:
             return [self._framed(packed)]
-        return [self._framed(packed[a:b]) for a, b in itertools.pairwise((0, *ends.tolist()))]
+        return [self._framed(packed[a:b]) for a, b in itertools.pairwise((0, *ends[:count].tolist()))]
 
     def _framed(self, entries: bytes) -> tuple[bytes, ...]:
         length = len(self._head) + len(entries) + len(self._tail)
@@ -119,14 +116,12 @@ class ComputeCodec:
         """
         if self._reference:
             return range(len(replies))
-        packed, ends = joined(replies)
+        bodies, table = joined(replies, groups)
         answers = len(replies)
-        codes = NO_CODES if answers == 1 else empty(answers, int32)
-        left = read_scores(packed, ends, groups.limits, scores.cells_at, scores.states_at, scores.heap, codes)
+        codes = scratch().carriers(answers)
+        left = read_scores(bodies, answers, table, scores.cells_at, scores.states_at, scores.heap, codes)
         assert left >= 0, left
-        if not left:
-            return ()
-        return (0,) if answers == 1 else np.flatnonzero(codes).tolist()
+        return np.flatnonzero(codes[:answers]).tolist() if left else ()
 
 
 def encode_compute(schema: Sequence[str], compute_id: str, ids: Sequence[bytes], values: Floats) -> bytes:

@@ -33,7 +33,6 @@ __all__ = ["ModelRoute", "Output", "Predator", "RequestHeads", "Score", "ScoreBl
 
 
 RawRows = npt.NDArray[np.uint8]  # [rows, bytes a row]
-NO_LINES: Final[Rows] = np.empty(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,8 +67,9 @@ class ScoreBlock:
         columns, width = len(self.spec.columns), self.spec.width
         if not width:
             return VarBlock.empty(matrix.slot, matrix.rows, columns)
-        make = CellBlock.unwritten if written else CellBlock.empty
-        return make(matrix.slot, matrix.rows, columns, width)
+        if written:
+            return CellBlock.unwritten(matrix.slot, matrix.rows, columns, width)
+        return CellBlock.empty(matrix.slot, matrix.rows, columns, width)
 
 
 class RequestHeads:
@@ -325,23 +325,18 @@ class _Reader:
         lines: Sequence[int] | None,
     ) -> Sequence[int]:
         """Writes what it can, as `Predator._write`; returns the numbers of the answers that it left alone."""
-        packed, ends = joined(replies)
+        bodies, table = joined(replies, groups, lines)
         answers = len(replies)
-        codes = NO_LINES if answers == 1 else np.empty(answers, np.int32)
-        places = NO_LINES if lines is None else np.array(lines, np.int32)
-        found = scratch.carriers(2 * self._outputs)
+        work = scratch().carriers(answers + 2 * self._outputs)
         left = 0
         for number, plan in enumerate(self._plans):
             block = blocks[number]
             assert isinstance(block, CellBlock)
             left = read_model_scores(
-                packed, ends, groups.limits, places, plan,
-                block.cells_at, block.states_at, block.lines, block.heap, codes, found,
-            )  # fmt: skip
+                bodies, answers, table, plan, block.cells_at, block.states_at, block.lines, block.heap, work
+            )
             assert left >= 0, left
-        if not left:
-            return ()
-        return (0,) if answers == 1 else np.flatnonzero(codes).tolist()
+        return np.flatnonzero(work[:answers]).tolist() if left else ()
 
     def __repr__(self) -> str:
         return f"<_Reader {self._outputs} outputs, {len(self._plans)} blocks>"

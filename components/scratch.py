@@ -5,18 +5,20 @@ Each thread has its own, so nothing here may be held over a yield of a component
 
 from __future__ import annotations
 
-import threading
+from threading import get_ident
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.shm_matrix import Bytes
 
-__all__ = ["scratch"]
+__all__ = ["Scratch", "scratch"]
 
 
-class _Scratch(threading.local):
+class Scratch:
     """`out` for what a kernel writes, `heap` for what it collects first; both grow when a kernel has no room."""
+
+    __slots__ = ("_carriers", "heap", "out")
 
     def __init__(self) -> None:
         self.out: Bytes = np.empty(1 << 16, np.uint8)
@@ -29,11 +31,15 @@ class _Scratch(threading.local):
             self._carriers = np.empty(2 * count, np.int64)
         return self._carriers
 
-    def grow_out(self) -> None:
+    def grow_out(self) -> Bytes:
+        """An `out` of twice the size, which is returned."""
         self.out = np.empty(2 * len(self.out), np.uint8)
+        return self.out
 
-    def grow_heap(self) -> None:
+    def grow_heap(self) -> Bytes:
+        """The same of `heap`."""
         self.heap = np.empty(2 * len(self.heap), np.uint8)
+        return self.heap
 
     def append(self, at: int, data: bytes) -> int:
         """Writes `data` behind the first `at` bytes of the heap, which stay; returns where it ends."""
@@ -45,5 +51,17 @@ class _Scratch(threading.local):
         self.heap[at:end] = np.frombuffer(data, np.uint8)
         return end
 
+    def __repr__(self) -> str:
+        return f"<Scratch {len(self.out)} bytes out, {len(self.heap)} bytes of heap>"
 
-scratch = _Scratch()
+
+_of_threads: dict[int, Scratch] = {}
+"""By the thread's number. The threads of a process are few, and live as long as it."""
+
+
+def scratch() -> Scratch:
+    """The scratch of the calling thread."""
+    found = _of_threads.get(get_ident())
+    if found is None:
+        found = _of_threads[get_ident()] = Scratch()
+    return found

@@ -144,7 +144,7 @@ class _Cells:
         return gather_cells(
             block.heap, block.cells_at, block.states_at, block.columns,
             NO_INDEX if index is None else index, rows, self._recipe, out, at,
-            NO_CARRIERS if self._stays else scratch.carriers(CARRIERS * self.count),
+            NO_CARRIERS if self._stays else scratch().carriers(CARRIERS * self.count),
         )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ class _Vectors:
             target,
             out,
             at,
-            NO_CARRIERS if self._source == target else scratch.carriers(CARRIERS * count),
+            NO_CARRIERS if self._source == target else scratch().carriers(CARRIERS * count),
         )
 
 
@@ -228,7 +228,7 @@ class _Texts:
         left = empty(len(lines), int32)
         missed: int = tensor_kernels.gather_numbers(
             self._heap, self._starts, self._sizes, self._step, self._first, lines,
-            count, int(read_as), int(target), out, at, scratch.carriers(CARRIERS), left,
+            count, int(read_as), int(target), out, at, scratch().carriers(CARRIERS), left,
         )  # fmt: skip
         return left[:missed] if missed >= 0 else np.arange(len(lines), dtype=np.int32)
 
@@ -308,7 +308,7 @@ class _Brought:
                 shown = np.zeros(len(rows), np.int32) if text.constant else rows
                 return tensor_kernels.gather_values(
                     text.heap, text.starts.reshape(-1, 1), text.sizes.reshape(-1, 1), IDENTITY, shown,
-                    0, 1, int(kind), target, out, at, scratch.carriers(CARRIERS),
+                    0, 1, int(kind), target, out, at, scratch().carriers(CARRIERS),
                 )  # fmt: skip
         if text is None:
             out[:, at : at + size] = 0
@@ -509,15 +509,16 @@ class TensorInput:
             ):
                 return None  # maybe the request has what was not fetched
         ends = np.empty(len(rows), np.int64)
+        memory = scratch()
         while True:
             size = value_kernels.write_texts(
-                scratch.heap, found.starts, found.sizes, self._blanks, scratch.out, ends
+                memory.heap, found.starts, found.sizes, self._blanks, memory.out, ends
             )
             if size != NO_ROOM:
                 break
-            scratch.grow_out()
+            memory.grow_out()
         assert size >= 0, size
-        return Tensor(self._resolved(len(self.sources)), None, scratch.out[:size].tobytes(), ends)
+        return Tensor(self._resolved(len(self.sources)), None, memory.out[:size].tobytes(), ends)
 
     def _split_by_kernel(self, matrix: ShmMatrix, rows: Rows) -> Tensor | None:
         """The tensor of texts such as `a:b:c`; None when one has another number of elements than others."""
@@ -526,6 +527,7 @@ class TensorInput:
         if self._free or text is None or matrix.typed[external] is not None:
             return None
         ends = np.empty(len(rows), np.int64)
+        memory = scratch()
         while True:
             size = value_kernels.write_split_texts(
                 text.heap,
@@ -534,14 +536,14 @@ class TensorInput:
                 0 if text.constant else 1,
                 rows,
                 self._known,
-                scratch.out,
+                memory.out,
                 ends,
             )
             if size != NO_ROOM:
                 break
-            scratch.grow_out()
+            memory.grow_out()
         return (
-            Tensor(self._resolved(self._known), None, scratch.out[:size].tobytes(), ends)
+            Tensor(self._resolved(self._known), None, memory.out[:size].tobytes(), ends)
             if size >= 0
             else None
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Iterable, Iterator
 
 from dag.component import Component
 from dag.config import ModelConfig
@@ -28,29 +28,36 @@ class OutputColumn:
         return self.source.name
 
 
-class OutputColumns(tuple[OutputColumn, ...]):
+class OutputColumns:
     """Columns of an answer in order, and what every answer needs to know of them."""
 
-    @functools.cached_property
-    def runs(self) -> tuple[ColumnRun, ...]:
-        return column_runs([column.source for column in self])
+    __slots__ = ("columns", "external", "heads", "runs", "text_and_cells")
 
-    @functools.cached_property
-    def text_and_cells(self) -> tuple[int, ColumnRun] | None:
+    def __init__(self, columns: Iterable[OutputColumn] = ()) -> None:
+        self.columns = tuple(columns)
+        self.runs = column_runs([column.source for column in self.columns])
+        self.text_and_cells = _text_and_cells(self.runs)
         """The usual answer: (external id, run) of what the request brought, then columns of one block of cells."""
-        if len(self.runs) != 2 or self.runs[0].block >= 0 or not self.runs[1].width:
-            return None
-        return self.runs[0].externals[0], self.runs[1]
-
-    @functools.cached_property
-    def external(self) -> tuple[int, ...]:
+        self.external = tuple(column.source.external for column in self.columns if column.source.byte is None)
         """The external ids of those that are no byte columns: a request may bring them with a type."""
-        return tuple(column.source.external for column in self if column.source.byte is None)
-
-    @functools.cached_property
-    def heads(self) -> dict[int, bytes]:
+        self.heads: dict[int, bytes] = {}
         """What an answer begins with, by its first tag: kept here by whoever encodes it."""
-        return {}
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __iter__(self) -> Iterator[OutputColumn]:
+        return iter(self.columns)
+
+    def __repr__(self) -> str:
+        return f"<OutputColumns {[column.name for column in self.columns]}>"
+
+
+def _text_and_cells(runs: tuple[ColumnRun, ...]) -> tuple[int, ColumnRun] | None:
+    """See `OutputColumns.text_and_cells`."""
+    if len(runs) != 2 or runs[0].block >= 0 or not runs[1].width:
+        return None
+    return runs[0].externals[0], runs[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ A **matrix** has `rows` rows and three kinds of columns:
 - *texts*: string columns (entities, request features, composite keys), addressed by the plan's external ids;
 - *typed*: request features that came as typed bytes, addressed likewise.
 
-Allocation is locked (components may run on several threads at once); everything else relies on each column
+Allocation is locked where components run on several threads at once; everything else relies on each column
 having one writer and on readers being started after it is done.
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ __all__ = [
     "EMPTY",
     "IDENTITY",
     "ODD",
+    "TEXTS_KEPT",
     "VALUE",
     "Block",
     "Bytes",
@@ -44,6 +46,7 @@ __all__ = [
     "ShmMatrix",
     "Slot",
     "TextColumn",
+    "TextTable",
     "TypedColumn",
     "VarBlock",
     "counting",
@@ -61,16 +64,20 @@ ODD = 3  # a value whose length does not fit the declared type, kept as it came
 
 _NO_HEAP: Bytes = np.empty(0, np.uint8)
 _COUNTING: Rows = np.arange(1 << 14, dtype=np.int32)
+_FIRST: list[Rows] = [_COUNTING[:count] for count in range(513)]  # what most need: a view takes its time
 
 
 def counting(start: int, stop: int) -> Rows:
     """start … stop − 1, not to be written to: most requests need the same few."""
+    if not start and stop < len(_FIRST):
+        return _FIRST[stop]
     return _COUNTING[start:stop] if stop <= len(_COUNTING) else np.arange(start, stop, dtype=np.int32)
 
 
-ALIGN = 64  # one cache line
-SMALLEST_CHUNK = 64 << 10
-SEGMENT = 8 << 20
+ALIGN: Final = 64  # one cache line
+SMALLEST_CHUNK: Final = 64 << 10
+TEXTS_KEPT: Final = 2048  # places of texts that a slot keeps a table for: 24 kB
+SEGMENT: Final = 8 << 20
 
 
 class MatrixFull(Exception):
@@ -80,16 +87,17 @@ class MatrixFull(Exception):
 class Chunk:
     """A power-of-two range of a segment."""
 
-    __slots__ = ("bytes", "memory", "offset", "segment")
+    __slots__ = ("bytes", "memory", "offset", "segment", "size")
 
     def __init__(self, segment: int, offset: int, bytes_: Bytes) -> None:
         self.segment = segment
         self.offset = offset
         self.bytes = bytes_
+        self.size = len(bytes_)
         self.memory = bytes_.data  # what bytes are copied through, at a third of the cost
 
     def __repr__(self) -> str:
-        return f"<Chunk {self.segment}:{self.offset} {len(self.bytes)} bytes>"
+        return f"<Chunk {self.segment}:{self.offset} {self.size} bytes>"
 
 
 class Slot:
@@ -104,7 +112,8 @@ class Slot:
         self.used = 0  # bytes asked for
         self._pool = pool
         self._at = 0
-        self._lock = threading.Lock()
+        self._texts: TextTable | None = None
+        self._lock = threading.Lock() if pool.threads else None
 
     @property
     def limit(self) -> int:
@@ -120,14 +129,19 @@ class Slot:
         return chunk.bytes, start
 
     def _take(self, size: int) -> tuple[Chunk, int]:
+        if self._lock is None:
+            return self._taken(size)
         with self._lock:
-            chunk = self.chunks[-1] if self.chunks else None
-            start = -self._at % ALIGN + self._at
-            if chunk is None or start + size > len(chunk.bytes):
-                chunk = self._pool.lend(self, size)
-                start = 0
-            self._at = start + size
-            self.used += size
+            return self._taken(size)
+
+    def _taken(self, size: int) -> tuple[Chunk, int]:
+        chunk = self.chunks[-1] if self.chunks else None
+        start = -self._at % ALIGN + self._at
+        if chunk is None or start + size > chunk.size:
+            chunk = self._pool.lend(self, size)
+            start = 0
+        self._at = start + size
+        self.used += size
         return chunk, start
 
     def allocate(self, size: int) -> Bytes:
@@ -156,10 +170,21 @@ class Slot:
         chunk.memory[start : start + size] = data
         return chunk.bytes, start
 
+    def texts(self, room: int) -> TextTable:
+        """A table of at least so many places of texts, for the one reader of the request. A small one is kept."""
+        if room > TEXTS_KEPT:
+            return TextTable(room)
+        table = self._texts
+        if table is None:
+            table = self._texts = TextTable(TEXTS_KEPT)
+        return table
+
     def reset(self) -> list[Chunk]:
         """Takes the memory off this slot and returns it, but for a smallest chunk: most requests need no more."""
         self._at = self.used = 0
-        kept = self.chunks[:1] if self.chunks and len(self.chunks[0].bytes) == SMALLEST_CHUNK else []
+        if self.size == SMALLEST_CHUNK:  # one, and of this size
+            return []
+        kept = self.chunks[:1] if self.chunks and self.chunks[0].size == SMALLEST_CHUNK else []
         chunks = self.chunks[len(kept) :]
         self.chunks = kept
         self.size = SMALLEST_CHUNK * len(kept)
@@ -183,16 +208,22 @@ class MatrixPool:
     `capacity` bounds what all requests in flight take together, `limit` what one request asks for, both in bytes.
     Segments are added as they are needed and kept. Chunks come in powers of two: a larger one is halved, and
     halves are put together again when nothing else is left.
+
+    `threads`: how many others than the one that acquires and releases slots take memory for them. Without any,
+    nothing is locked.
     """
 
-    def __init__(self, capacity: int, limit: int, *, name: str = "inferflow-matrix") -> None:
+    def __init__(
+        self, capacity: int, limit: int, *, threads: int = 0, name: str = "inferflow-matrix"
+    ) -> None:
         self.capacity = capacity
         self.limit = min(limit, capacity)
         self.name = name
         self.segments: list[Segment] = []
         self.reserved = 0  # bytes of all segments
         self.in_use = 0  # bytes of the slots that belong to a request
-        self._lock = threading.Lock()
+        self.threads = threads
+        self._lock = threading.Lock() if threads else None
         self._free: dict[int, list[Chunk]] = {}  # by size
         self._slots: list[Slot] = []
         self._idle: list[Slot] = []
@@ -204,15 +235,20 @@ class MatrixPool:
 
     def acquire(self) -> Slot:
         """An empty slot with a new generation."""
+        if self._lock is None:
+            return self._acquire()
         with self._lock:
-            if self._idle:
-                slot = self._idle.pop()
-            else:
-                slot = Slot(self, len(self._slots))
-                self._slots.append(slot)
-            slot.idle = False
-            slot.generation += 1
-            self.in_use += slot.size
+            return self._acquire()
+
+    def _acquire(self) -> Slot:
+        if self._idle:
+            slot = self._idle.pop()
+        else:
+            slot = Slot(self, len(self._slots))
+            self._slots.append(slot)
+        slot.idle = False
+        slot.generation += 1
+        self.in_use += slot.size
         return slot
 
     def release(self, slot: Slot) -> None:
@@ -220,14 +256,20 @@ class MatrixPool:
 
         Raises ValueError when it was released before: two requests would share it.
         """
+        if self._lock is None:
+            self._release(slot)
+            return
         with self._lock:
-            if slot.idle:
-                raise ValueError(f"{slot!r} is released twice")
-            slot.idle = True
-            self.in_use -= slot.size
-            for chunk in slot.reset():
-                self._free.setdefault(len(chunk.bytes), []).append(chunk)
-            self._idle.append(slot)
+            self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
+        if slot.idle:
+            raise ValueError(f"{slot!r} is released twice")
+        slot.idle = True
+        self.in_use -= slot.size
+        for chunk in slot.reset():
+            self._free.setdefault(chunk.size, []).append(chunk)
+        self._idle.append(slot)
 
     def lend(self, slot: Slot, size: int) -> Chunk:
         """A chunk of at least `size` bytes for `slot`; called by the slot. Raises MatrixFull."""
@@ -239,17 +281,25 @@ class MatrixPool:
         least = _power_of_two(max(size, SMALLEST_CHUNK))
         # Doubling keeps the chunks few, however often a request asks for a little.
         doubled = _power_of_two(max(least, slot.size))
-        with self._lock:
-            chunk = self._take(doubled) if slot.size + doubled <= self.limit else None
-            chunk = chunk or self._take(least)
-            if chunk is None:
-                raise MatrixFull(
-                    f"the request's matrix needs {size} bytes more, and {self.in_use} of the "
-                    f"{self.capacity} bytes for matrices are in use (INFERFLOW_MATRIX_BYTES)"
-                )
-            self.in_use += len(chunk.bytes)
+        wanted = doubled if slot.size + doubled <= self.limit else least
+        if self._lock is None:
+            chunk = self._lend(wanted, least, size)
+        else:
+            with self._lock:
+                chunk = self._lend(wanted, least, size)
         slot.chunks.append(chunk)
-        slot.size += len(chunk.bytes)
+        slot.size += chunk.size
+        return chunk
+
+    def _lend(self, wanted: int, least: int, size: int) -> Chunk:
+        """A chunk of `wanted` bytes, or of `least` when that is not to be had, for `size` bytes."""
+        chunk = self._take(wanted) or self._take(least)
+        if chunk is None:
+            raise MatrixFull(
+                f"the request's matrix needs {size} bytes more, and {self.in_use} of the "
+                f"{self.capacity} bytes for matrices are in use (INFERFLOW_MATRIX_BYTES)"
+            )
+        self.in_use += chunk.size
         return chunk
 
     def _take(self, wanted: int) -> Chunk | None:
@@ -297,7 +347,7 @@ class MatrixPool:
         """Puts free halves together again, also those that idle slots have kept."""
         for slot in self._idle:
             for chunk in slot.empty():
-                self._free.setdefault(len(chunk.bytes), []).append(chunk)
+                self._free.setdefault(chunk.size, []).append(chunk)
         size = SMALLEST_CHUNK
         while size < max((segment.size for segment in self.segments), default=0):
             places = {(chunk.segment, chunk.offset): chunk for chunk in self._free.get(size, ())}
@@ -332,18 +382,26 @@ class TextColumn:
     """A string column: `rows` texts as places in a heap of UTF-8 bytes; an empty text means no value.
 
     The heap is a whole chunk of the slot, so that the columns of a request usually share one. A constant column
-    (an entity with one id, a context feature) has one entry that all rows share.
+    (an entity with one id, a context feature) has one entry that all rows share; `only` is its text, for whoever
+    has it at hand.
     """
 
-    __slots__ = ("constant", "heap", "sizes", "starts")
+    __slots__ = ("_only", "constant", "heap", "sizes", "starts")
 
     def __init__(
-        self, heap: Bytes, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int32], *, constant: bool
+        self,
+        heap: Bytes,
+        starts: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int32],
+        *,
+        constant: bool,
+        only: bytes | None = None,
     ) -> None:
         self.heap = heap
         self.starts = starts  # int64 [rows], or [1] when constant
         self.sizes = sizes  # int32, likewise
         self.constant = constant
+        self._only = only
 
     @classmethod
     def of(cls, slot: Slot, texts: Sequence[bytes]) -> TextColumn:
@@ -362,19 +420,61 @@ class TextColumn:
     def same(cls, slot: Slot, text: bytes) -> TextColumn:
         """A column with the same text in all rows."""
         heap, at = slot.copy(text)
-        return cls(heap, np.array([at], np.int64), np.array([len(text)], np.int32), constant=True)
+        starts, sizes = np.array([at], np.int64), np.array([len(text)], np.int32)
+        return cls(heap, starts, sizes, constant=True, only=text)
 
     def first(self) -> bytes:
         """The text of the first row: of all rows when the column is constant."""
+        if self._only is not None:
+            return self._only
         start: int = self.starts.item(0)
+        return self.heap[start : start + self.first_size()].tobytes()
+
+    def first_size(self) -> int:
+        """The bytes of the text of the first row."""
+        if self._only is not None:
+            return len(self._only)
         size: int = self.sizes.item(0)
-        return self.heap[start : start + size].tobytes()
+        return size
 
     def texts(self, rows: Rows) -> list[bytes]:
         """The texts of `rows` (int32 [n])."""
         if self.constant:
             return [self.first()] * len(rows)
         return _cut(self.heap, self.starts[rows], self.sizes[rows])
+
+
+class TextTable:
+    """Places of texts in one heap: `starts` int64, `sizes` int32. Ordinary memory, for the columns of a request."""
+
+    __slots__ = ("_ones", "_size_of", "_start_of", "sizes", "starts")
+
+    def __init__(self, room: int) -> None:
+        self.starts: npt.NDArray[np.int64] = np.empty(room, np.int64)
+        self.sizes: npt.NDArray[np.int32] = np.empty(room, np.int32)
+        # Single numbers are read through these at a third of the cost.
+        self._start_of = self.starts.data
+        self._size_of = self.sizes.data
+        self._ones: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]] = {}
+
+    def column(self, heap: Bytes, first: int, count: int) -> TextColumn:
+        """The texts at these places, one a row."""
+        stop = first + count
+        return TextColumn(heap, self.starts[first:stop], self.sizes[first:stop], constant=False)
+
+    def constant(self, heap: Bytes, place: int, body: bytes, at: int) -> TextColumn:
+        """The text at this place, for all rows. `body` stands in the heap from `at` on, and the text in it."""
+        found = self._ones.get(place)
+        if found is None:
+            found = self.starts[place : place + 1], self.sizes[place : place + 1]
+            self._ones[place] = found
+        start: int = self._start_of[place] - at
+        size: int = self._size_of[place]
+        starts, sizes = found
+        return TextColumn(heap, starts, sizes, constant=True, only=body[start : start + size])
+
+    def __repr__(self) -> str:
+        return f"<TextTable of {len(self.starts)} places>"
 
 
 def _cut(heap: Bytes, starts: npt.NDArray[np.int64], sizes: Rows) -> list[bytes]:
@@ -436,7 +536,7 @@ class CellBlock:
         """A block whose states are garbage until a kernel has written every one. Raises MatrixFull."""
         cells = lines * columns
         heap, at = slot.place(cells * (width + 1))
-        return cls(heap, lines, columns, width, at, at + cells * width)
+        return CellBlock(heap, lines, columns, width, at, at + cells * width)
 
     @classmethod
     def empty(cls, slot: Slot, lines: int, columns: int, width: int) -> CellBlock:

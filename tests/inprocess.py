@@ -154,7 +154,7 @@ class InProcess:
         self.loop = self._runner.get_loop()
         self.clock = _MovableClock(self.loop)
         self._executor = Executor(self.clock, threads)
-        self.pool = MatrixPool(64 * MIB, max_matrix_bytes)
+        self.pool = MatrixPool(64 * MIB, max_matrix_bytes, threads=threads)
         self.service = Service(
             self._executor,
             self.pool,

@@ -61,7 +61,9 @@ class Worker:
         run_dir = private_directory(settings.run_dir)
         # What is lent to the log sidecar comes on top: requests have what they would have without it.
         lent_bytes = settings.log.lent_bytes if settings.logs_to else 0
-        self.pool = MatrixPool(settings.matrix_bytes + lent_bytes, settings.max_matrix_bytes)
+        self.pool = MatrixPool(
+            settings.matrix_bytes + lent_bytes, settings.max_matrix_bytes, threads=settings.executor_threads
+        )
         self.log_link: LogLink | None = None
         if lent_bytes:
             path = run_dir / "logs.sock"

@@ -23,7 +23,7 @@ from components.scratch import scratch
 from dag.plan import Plan
 from proto import inferflow_pb2, predict_pb2
 from shared.datatypes import DataType
-from shared.shm_matrix import Bytes, Slot, TextColumn
+from shared.shm_matrix import Bytes, Slot, TextColumn, TextTable
 
 __all__ = ["ADAPTERS", "Adapter", "BadRequest", "Inquiry", "Reading"]
 
@@ -255,8 +255,8 @@ def _placed_entities(body: bytes, metadata: Metadata, reading: Reading, slot: Sl
     heap, at = slot.copy(body)
     # Texts take more than four bytes each in most requests, and two at least in all.
     for room in (32 + size // 4, 32 + size // 2):
-        table, starts, sizes = empty(COLUMN_PARTS * room, int64), empty(room, int64), empty(room, int32)
-        read = request_kernels.read_entities(heap, at, size, table, starts, sizes)
+        table, places = scratch().carriers(COLUMN_PARTS * room), slot.texts(room)
+        read = request_kernels.read_entities(heap, at, size, table, places.starts, places.sizes)
         if read[0] != NO_ROOM:
             break
     code, count, model, model_end, tracking, tracking_end = read
@@ -271,12 +271,18 @@ def _placed_entities(body: bytes, metadata: Metadata, reading: Reading, slot: Sl
             continue  # a feature without values
         if not texts or texts not in (1, rows):
             return None
-        end = first + texts
-        values = TextColumn(heap, starts[first:end], sizes[first:end], constant=texts == 1)
+        values = _values(heap, places, first, texts, body, at)
         columns.append(Column(body[name - at : name_end - at].decode(), DataType.STRING, values))
     return _PlacedEntities(
         body[model:model_end].decode(), body[tracking:tracking_end].decode(), body, metadata, rows, columns
     )
+
+
+def _values(heap: Bytes, table: TextTable, first: int, count: int, body: bytes, at: int) -> TextColumn:
+    """So many values of a column: a single one is that of all rows. `body` stands in the heap from `at` on."""
+    if count == 1:
+        return table.constant(heap, first, body, at)
+    return table.column(heap, first, count)
 
 
 # --- Predict
@@ -598,22 +604,24 @@ def _rows(
 class _Values:
     """Values by where they stand in a heap: of `context` features, of ids (if any), of `values` features a row."""
 
-    __slots__ = ("_heap", "_sizes", "_starts", "context", "first", "rows", "values")
+    __slots__ = ("_at", "_body", "_heap", "_table", "context", "first", "rows", "values")
 
     def __init__(
         self,
         heap: Bytes,
-        starts: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int32],
+        at: int,
+        body: bytes,
+        table: TextTable,
         context: int,
         rows: int,
         first: int,
         values: int,
     ) -> None:
-        """`first`: the place of the first feature of the first row."""
+        """`body` stands in the heap from `at` on; `first`: the place of the first feature of the first row."""
         self._heap = heap
-        self._starts = starts
-        self._sizes = sizes
+        self._at = at
+        self._body = body
+        self._table = table
         self.context = context
         self.rows = rows
         self.first = first
@@ -627,21 +635,18 @@ class _Values:
             return True
         return (
             request_kernels.first_misfit(
-                self._sizes, self.context, self.rows, self.values, self.first, shape.wanted
+                self._table.sizes, self.context, self.rows, self.values, self.first, shape.wanted
             )
             < 0
         )
 
     def shared(self, line: int) -> TextColumn:
         """The value of a context feature, for all rows."""
-        end = line + 1
-        return TextColumn(self._heap, self._starts[line:end], self._sizes[line:end], constant=True)
+        return self._table.constant(self._heap, line, self._body, self._at)
 
     def each(self, start: int) -> TextColumn:
         """One value a row, from this place on."""
-        end = start + self.rows
-        one = self.rows == 1
-        return TextColumn(self._heap, self._starts[start:end], self._sizes[start:end], constant=one)
+        return _values(self._heap, self._table, start, self.rows, self._body, self._at)
 
     def features(self, shape: _Rows, columns: list[Column]) -> None:
         """Adds the features that the plan reads, and that any row has."""
@@ -734,24 +739,24 @@ def _placed(body: bytes, groups: int, reading: Reading, slot: Slot) -> Inquiry |
     if reading.reference_codecs:
         return None
     size = len(body)
-    while size > len(scratch.out):
-        scratch.grow_out()
+    memory = scratch()
+    rest = memory.out
+    while size > len(rest):
+        rest = memory.grow_out()
     heap, at = slot.copy(body)
-    room = 32 + size // 4  # values take more than four bytes each in most requests
-    starts, sizes = empty(room, int64), empty(room, int32)
-    read = request_kernels.read_request(heap, at, size, groups, starts, sizes, scratch.out)
+    table = slot.texts(32 + size // 4)  # values take more than four bytes each in most requests
+    read = request_kernels.read_request(heap, at, size, groups, table.starts, table.sizes, rest)
     if read[0] == NO_ROOM:
         _, rows, values, context, *_ = read
         _check_cells("targets", rows, values, size)
-        room = context + rows * (1 + values)
-        starts, sizes = empty(room, int64), empty(room, int32)
-        read = request_kernels.read_request(heap, at, size, groups, starts, sizes, scratch.out)
+        table = TextTable(context + rows * (1 + values))
+        read = request_kernels.read_request(heap, at, size, groups, table.starts, table.sizes, rest)
     code, rows, values, context, kept, model, model_end, tracking, tracking_end = read
     if code < 0:
         return None
     slates = None
     if groups:
-        slates = _placed_groups(heap, at, size, groups)
+        slates = _placed_groups(heap, at, body, groups)
         if slates is None:
             return None
     return _Placed(
@@ -760,20 +765,21 @@ def _placed(body: bytes, groups: int, reading: Reading, slot: Slot) -> Inquiry |
         body,
         groups,
         reading,
-        scratch.out[:kept].tobytes(),
-        _Values(heap, starts, sizes, context, rows, context + rows, values),
+        rest[:kept].tobytes(),
+        _Values(heap, at, body, table, context, rows, context + rows, values),
         slates,
     )
 
 
-def _placed_groups(heap: Bytes, at: int, size: int, groups: int) -> _Groups | None:
+def _placed_groups(heap: Bytes, at: int, body: bytes, groups: int) -> _Groups | None:
     """The pairs or slates of a request by kernels; None when they cannot. Raises BadRequest as `_placed` does."""
+    size = len(body)
     code, count, indices, values, group_bytes = request_kernels.scan_slates(heap, at, size, groups)
     if code < 0:
         return None
     _check_cells("pairs" if groups == PAIRS else "slates", count, values, group_bytes)
     rows, bounds = empty(indices, int32), empty(count + 1, int64)
-    starts, sizes = empty(values * count, int64), empty(values * count, int32)
-    if request_kernels.read_slates(heap, at, size, groups, rows, bounds, starts, sizes) != count:
+    table = TextTable(values * count)
+    if request_kernels.read_slates(heap, at, size, groups, rows, bounds, table.starts, table.sizes) != count:
         return None
-    return _Groups(rows, bounds, _Values(heap, starts, sizes, 0, count, 0, values))
+    return _Groups(rows, bounds, _Values(heap, at, body, table, 0, count, 0, values))

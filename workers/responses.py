@@ -70,12 +70,13 @@ def _packed_rows(columns: OutputColumns, matrix: ShmMatrix) -> bytes | None:
     found = _collected(columns, matrix, raw=False)
     if found is None:
         return None
+    memory = scratch()
     while True:
-        size = kernels.write_rows(scratch.heap, found.starts, found.sizes, scratch.out)
+        size = kernels.write_rows(memory.heap, found.starts, found.sizes, memory.out)
         if size != NO_ROOM:
             break
-        scratch.grow_out()
-    return scratch.out[:size].tobytes() if size >= 0 else None
+        memory.grow_out()
+    return memory.out[:size].tobytes() if size >= 0 else None
 
 
 def _rows_by_messages(columns: OutputColumns, matrix: ShmMatrix) -> bytes:
@@ -230,7 +231,8 @@ def _cell_scores(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes |
         or not block.lines
     ):
         return None
-    out = scratch.out
+    memory = scratch()
+    out = memory.out
     while True:
         size = kernels.write_cell_scores(
             tag, text.heap, text.starts, text.sizes,
@@ -241,8 +243,7 @@ def _cell_scores(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes |
             break
         if len(out) >= MAX_BYTES:
             raise ResponseTooLarge(matrix.rows, len(columns))
-        scratch.grow_out()
-        out = scratch.out
+        out = memory.grow_out()
     if size > MAX_BYTES:
         raise ResponseTooLarge(matrix.rows, len(columns))
     return out[:size].tobytes() if size >= 0 else None
@@ -258,17 +259,18 @@ def _packed_scores(
         return None
     if errors is not None:
         _put_errors(errors, found)
+    memory = scratch()
     while True:
-        size = kernels.write_scores(tag, scratch.heap, found.starts, found.sizes, before, scratch.out)
+        size = kernels.write_scores(tag, memory.heap, found.starts, found.sizes, before, memory.out)
         if size != NO_ROOM:
             break
-        if len(scratch.out) >= MAX_BYTES:
+        if len(memory.out) >= MAX_BYTES:
             raise ResponseTooLarge(matrix.rows, len(columns))
-        scratch.grow_out()
+        memory.grow_out()
     assert size >= 0, size
     if size > MAX_BYTES:
         raise ResponseTooLarge(matrix.rows, len(columns))
-    return scratch.out[:size].tobytes()
+    return memory.out[:size].tobytes()
 
 
 def _put_errors(errors: Errors, found: Collected) -> None:
@@ -277,13 +279,14 @@ def _put_errors(errors: Errors, found: Collected) -> None:
     starts[:] = sizes[:] = 0
     places: dict[str, tuple[int, int]] = {}
     at = found.end
+    memory = scratch()
     for row, error in enumerate(errors):
         if not error:
             continue
         text = "; ".join(error)
         place = places.get(text)
         if place is None:
-            end = scratch.append(at, text.encode())
+            end = memory.append(at, text.encode())
             place = places[text] = at, end - at
             at = end
         starts[row], sizes[row] = place

@@ -235,7 +235,7 @@ def test_inputs_that_are_answered_anyway_are_shown_once() -> None:
 
 def test_nothing_is_answered_without_response_features() -> None:
     answer = compiled(config_of(predators=[model(), model("bundle", slate=True)])).answer
-    assert answer.features == answer.targets == answer.slates == ()
+    assert [*answer.features, *answer.targets, *answer.slates] == []
 
 
 # ---------------------------------------------------------------- what cannot be served

@@ -18,7 +18,7 @@ from components.wire import WireError
 from proto import triton_pb2
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT
-from tests.components.memory import CANARY, array, canaries
+from tests.components.memory import CANARY, canaries
 from tests.components.messages import LENGTH, PADS, broken, cut_anywhere, field, unknown_fields, written
 
 Response = triton_pb2.ModelInferResponse
@@ -29,7 +29,6 @@ OUTPUTS = [(1, 1, 2, 4, 8), (6, 2, 8, 5, 4)]  # a: two elements a row, bb: one
 SCORES = [(0, 0, 4, 2), (0, 4, 4, 0), (1, 0, 4, 1)]
 COLUMNS = 3
 PLAN = score_plan(COLUMNS, TEXTS, OUTPUTS, SCORES)
-FOUND = np.empty(2 * len(OUTPUTS), np.int64)
 BEFORE = 5  # bytes of the heap that belong to others
 
 
@@ -55,12 +54,12 @@ def hold(bodies: Sequence[bytes], counts: Sequence[int], lines: Sequence[int] | 
     heap = canaries(BEFORE + height * COLUMNS * 5 + BEFORE)
     states_at = BEFORE + height * COLUMNS * 4
     flat, states = heap[BEFORE:states_at], heap[states_at:-BEFORE].reshape(height, COLUMNS)
-    codes = np.full(len(bodies), 9, np.int32)
+    work = np.full(len(bodies) + 2 * len(OUTPUTS), 9, np.int64)
+    table = np.array([*bounds, *itertools.accumulate(map(len, bodies)), *(lines or ())], np.int64)
     left = read_model_scores(
-        array(b"".join(bodies)), np.array([*itertools.accumulate(map(len, bodies))], np.int64),
-        np.array(bounds, np.int64), np.array([] if lines is None else lines, np.int32), PLAN,
-        BEFORE, states_at, height, heap, codes, FOUND,
-    )  # fmt: skip
+        b"".join(bodies), len(bodies), table, PLAN, BEFORE, states_at, height, heap, work
+    )
+    codes = work[: len(bodies)]
     assert left == np.count_nonzero(codes)
     assert (heap[:BEFORE] == CANARY).all()
     assert (heap[-BEFORE:] == CANARY).all()
@@ -105,10 +104,11 @@ def test_what_is_usual_is_read() -> None:
 
 
 @pytest.mark.parametrize(("body", "left"), [(usual(2), 0), (usual(3), 1), (b"", 1)])
-def test_a_single_answer_needs_no_ends_and_no_codes(body: bytes, left: int) -> None:
-    heap, none = canaries(2 * COLUMNS * 5), np.empty(0, np.int32)
-    places = np.array([0, 2]), none, PLAN, 0, 2 * COLUMNS * 4, 2
-    assert read_model_scores(array(body), np.empty(0, np.int64), *places, heap, none, FOUND) == left
+def test_a_single_answer_needs_no_end(body: bytes, left: int) -> None:
+    heap, work = canaries(2 * COLUMNS * 5), np.full(1 + 2 * len(OUTPUTS), 9, np.int64)
+    places = np.array([0, 2]), PLAN, 0, 2 * COLUMNS * 4, 2
+    assert read_model_scores(body, 1, *places, heap, work) == left
+    assert (work[0] != 0) == left
     assert (heap[2 * COLUMNS * 4 :] == (ABSENT if left else VALUE)).all()
 
 
@@ -167,6 +167,7 @@ def test_answers_cut_anywhere() -> None:
 
 
 GOOD = {
+    "answers": 1,
     "ends": [len(usual(2))],
     "bounds": [0, 2],
     "lines": [],
@@ -179,8 +180,11 @@ GOOD = {
 BAD = [
     {"ends": [len(usual(2)) + 1]},
     {"ends": [-1]},
-    {"ends": [], "bounds": [0, 1, 2]},
-    {"ends": [1, 2]},
+    {"answers": 2, "ends": [], "bounds": [0, 1, 2]},
+    {"ends": [1, 2], "lines": [0]},
+    {"answers": 0},
+    {"answers": -1},
+    {"answers": 2},
     {"bounds": [0, 3]},
     {"bounds": [-1, 1]},
     {"bounds": [2, 0]},
@@ -198,7 +202,7 @@ BAD = [
     {"scores": [(0, -4, 4, 0)]},
     {"scores": [(0, 0, 8, 0)]},
     {"scores": [(0, 0, 4, 0), (0, 0, 2, 1)]},
-    {"ends": [len(usual(2))] * 2, "bounds": [0, 1, 2]},  # codes for one only
+    {"answers": 2, "ends": [len(usual(2))] * 2, "bounds": [0, 1, 2]},  # room for one code only
     {"before": 1},
     {"before": -1},
     {"states": -1},
@@ -212,10 +216,10 @@ def test_arguments_that_do_not_fit_each_other(change: dict[str, Any]) -> None:
     height = made["height"]
     heap, states_at = canaries(height * COLUMNS * 5), height * COLUMNS * 4
     code = read_model_scores(
-        array(usual(2)), np.array(made["ends"], np.int64), np.array(made["bounds"], np.int64),
-        np.array(made["lines"], np.int32), score_plan(COLUMNS, TEXTS, made["outputs"], made["scores"]),
+        usual(2), made["answers"], np.array([*made["bounds"], *made["ends"], *made["lines"]], np.int64),
+        score_plan(COLUMNS, TEXTS, made["outputs"], made["scores"]),
         made["before"] * states_at, made["states"] * height * COLUMNS + states_at * (made["states"] >= 0), height,
-        heap, np.empty(1, np.int32), FOUND,
+        heap, np.empty(1 + 2 * len(OUTPUTS), np.int64),
     )  # fmt: skip
     assert code == NO_ROOM
     assert (heap == CANARY).all()
@@ -224,28 +228,14 @@ def test_arguments_that_do_not_fit_each_other(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", range(len(PLAN) - 1))
 def test_a_plan_that_is_cut(size: int) -> None:
     heap = canaries(2 * COLUMNS * 5)
-    ends, lines = np.array([len(usual(2))]), np.empty(0, np.int32)
-    states_at = 2 * COLUMNS * 4
-    code = read_model_scores(
-        array(usual(2)),
-        ends,
-        np.array([0, 2]),
-        lines,
-        PLAN[:size],
-        0,
-        states_at,
-        2,
-        heap,
-        np.empty(1, np.int32),
-        FOUND,
-    )
+    states_at, work = 2 * COLUMNS * 4, np.empty(1 + 2 * len(OUTPUTS), np.int64)
+    code = read_model_scores(usual(2), 1, np.array([0, 2]), PLAN[:size], 0, states_at, 2, heap, work)
     assert code == NO_ROOM
     assert (heap == CANARY).all()
 
 
 def test_too_little_room_for_what_is_found() -> None:
-    heap, none = canaries(2 * COLUMNS * 5), np.empty(0, np.int32)
-    places = np.array([0, 2]), none, PLAN, 0, 2 * COLUMNS * 4, 2
-    code = read_model_scores(array(usual(2)), np.empty(0, np.int64), *places, heap, none, FOUND[:-1])
+    heap, work = canaries(2 * COLUMNS * 5), np.empty(2 * len(OUTPUTS), np.int64)
+    code = read_model_scores(usual(2), 1, np.array([0, 2]), PLAN, 0, 2 * COLUMNS * 4, 2, heap, work)
     assert code == NO_ROOM
     assert (heap == CANARY).all()

@@ -100,7 +100,7 @@ def test_encode_compute_cells_writes_what_is_in_the_block(
     block: Cells, ids: list[bytes], constant: bool, data: st.DataObject
 ) -> None:
     ids = (ids * block.rows)[: block.rows]
-    rows = data.draw(st.lists(st.integers(0, block.rows - 1), max_size=6))
+    rows = range(block.rows)
     bounds = sorted(data.draw(st.lists(st.integers(0, len(rows)), min_size=1, max_size=4)))
     all_columns = block.states.shape[1]
     columns = data.draw(st.lists(st.integers(0, all_columns - 1), min_size=1, max_size=4))
@@ -109,7 +109,7 @@ def test_encode_compute_cells_writes_what_is_in_the_block(
     heap = np.concatenate((canaries(1), block.flat, block.states.ravel()))
     out, ends = canaries(len(rows) * (max(sizes) + 6 * len(columns) + 24)), np.full(len(bounds) - 1, -9)
     code = encode_compute_cells(
-        array(b"".join(ids)), starts, sizes, 0 if constant else 1, np.array(rows, np.int32),
+        array(b"".join(ids)), starts, sizes, 0 if constant else 1,
         heap, 1, 1 + len(block.flat), all_columns, block.index,
         cell_recipe(4, FP32, FP32, columns), np.array(bounds), out, ends,
     )  # fmt: skip
@@ -129,18 +129,20 @@ def test_encode_compute_cells_writes_what_is_in_the_block(
 
 
 def test_encode_compute_cells_needs_room() -> None:
-    rows, ends = np.arange(2, dtype=np.int32), np.empty(1, np.int64)
+    ends, index = np.empty(1, np.int64), np.array([0, 1], np.int32)
     ids = array(b"abc"), np.zeros(2, np.int64), np.full(2, 3, np.int32)
     block = np.concatenate((canaries(24), np.full(6, VALUE, np.uint8)))
-    cells = block, 0, 24, 3, rows[:0], cell_recipe(4, FP32, FP32, [0, 1, 2])
+    cells = block, 0, 24, 3, index[:0], cell_recipe(4, FP32, FP32, [0, 1, 2])
     codes = {
-        encode_compute_cells(*ids, 1, rows, *cells, np.array([0, 2]), canaries(room), ends)
+        encode_compute_cells(*ids, 1, *cells, np.array([0, 2]), canaries(room), ends)
         for room in range(2 * (3 + 18 + 24))
     }
     assert codes == {NO_ROOM, 2 * (2 + 2 + 2 + 3 + 18)}
     out = canaries(200)
     for wrong in ([0, 3], [-1, 2], [0, 1, 2]):
-        assert encode_compute_cells(*ids, 1, rows, *cells, np.array(wrong), out, ends) == NO_ROOM
+        assert encode_compute_cells(*ids, 1, *cells, np.array(wrong), out, ends) == NO_ROOM
+    one = *cells[:4], index[:1], cells[5]
+    assert encode_compute_cells(*ids, 0, *one, np.array([0, 2]), out, ends) == NO_ROOM
     assert (out == CANARY).all()
 
 
@@ -150,9 +152,10 @@ def hold_scores(bodies: Sequence[bytes], counts: Sequence[int], spare: int) -> l
     height = bounds[-1] + spare
     heap = canaries(5 * height)
     cells, states = heap[: 4 * height].reshape(height, 4), heap[4 * height :]
-    ends = np.array([*itertools.accumulate(map(len, bodies))])
-    codes = np.full(len(bodies), 9, np.int32)
-    left = read_scores(array(b"".join(bodies)), ends, np.array(bounds), 0, 4 * height, heap, codes)
+    ends = itertools.accumulate(map(len, bodies))
+    codes = np.full(len(bodies), 9, np.int64)
+    table = np.array([*bounds, *ends], np.int64)
+    left = read_scores(b"".join(bodies), len(bodies), table, 0, 4 * height, heap, codes)
     assert left == np.count_nonzero(codes)
     for around in (slice(spare), slice(height - spare, height)):
         assert (cells[around] == CANARY).all()
@@ -230,25 +233,27 @@ def test_read_scores_cut_anywhere() -> None:
 
 
 @pytest.mark.parametrize(("body", "left"), [(usual_scores(2), 0), (usual_scores(3), 1), (b"", 1)])
-def test_a_single_answer_needs_no_ends_and_no_codes(body: bytes, left: int) -> None:
-    heap, none = canaries(10), np.empty(0, np.int32)
-    assert read_scores(array(body), np.empty(0, np.int64), np.array([0, 2]), 0, 8, heap, none) == left
+def test_a_single_answer_needs_no_end(body: bytes, left: int) -> None:
+    heap, codes = canaries(10), np.full(1, 9, np.int64)
+    assert read_scores(body, 1, np.array([0, 2]), 0, 8, heap, codes) == left
+    assert (codes[0] != 0) == left
     assert (heap[8:] == (ABSENT if left else VALUE)).all()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"ends": [99]}, {"ends": [-1]}, {"ends": []}, {"bounds": [0, 1]}, {"bounds": [-1, 0, 1]},
+        {"ends": [2, 99]}, {"ends": [-1, 5]}, {"ends": [3, 2]}, {"ends": []}, {"bounds": [0, 1]},
+        {"bounds": [-1, 0, 1]}, {"answers": 1}, {"answers": 0}, {"answers": -1},
         {"bounds": [0, 1, 3]}, {"bounds": [0, 1, 0]}, {"cells": 1}, {"cells": -8}, {"states": 9}, {"states": -1},
         {"codes": 0}, {"codes": 1},
     ],
     ids=str,
 )  # fmt: skip
 def test_read_scores_looks_at_its_bounds(change: dict[str, Any]) -> None:
-    made = {"ends": [2, 5], "bounds": [0, 1, 2], "cells": 0, "states": 8, "codes": 2} | change
+    made = {"answers": 2, "ends": [2, 5], "bounds": [0, 1, 2], "cells": 0, "states": 8, "codes": 2} | change
     code = read_scores(
-        array(b"12345"), np.array(made["ends"], np.int64), np.array(made["bounds"]),
-        made["cells"], made["states"], canaries(10)[: 10 - (made["cells"] == 1)], np.empty(made["codes"], np.int32),
+        b"12345", made["answers"], np.array([*made["bounds"], *made["ends"]], np.int64),
+        made["cells"], made["states"], canaries(10)[: 10 - (made["cells"] == 1)], np.empty(made["codes"], np.int64),
     )  # fmt: skip
     assert code == NO_ROOM

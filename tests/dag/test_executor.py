@@ -257,7 +257,7 @@ class World:
         self.loop = FakeLoop()
         self.gate = Gate(self.loop.news)
         self.executor = Executor(self.loop, threads)
-        self.pool = MatrixPool(4 * MIB, MIB)
+        self.pool = MatrixPool(4 * MIB, MIB, threads=threads)
         self.deadline: float | None = None
 
 
@@ -471,7 +471,7 @@ def test_the_slot_is_freed_even_when_nobody_can_be_answered(scoring: Scoring) ->
 
 
 def test_other_requests_go_on_when_one_cannot_be_answered() -> None:
-    pool = MatrixPool(MIB, MIB)
+    pool = MatrixPool(MIB, MIB, threads=1)
     loop = FakeLoop()
     executor = Executor(loop, 1)
     events: list[str] = []
@@ -547,7 +547,7 @@ def test_many_requests_on_a_real_loop(
 ) -> None:
     """Each of 200 requests is answered once or cancelled, and each slot comes back."""
     dice = random.Random(7)
-    pool = MatrixPool(64 * MIB, MIB)
+    pool = MatrixPool(64 * MIB, MIB, threads=threads)
     answered: collections.Counter[int] = collections.Counter()
     idle: collections.Counter[int] = collections.Counter()
     cancelled: set[int] = set()

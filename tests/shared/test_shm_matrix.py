@@ -24,6 +24,7 @@ from shared.shm_matrix import (
     ODD,
     SEGMENT,
     SMALLEST_CHUNK,
+    TEXTS_KEPT,
     VALUE,
     CellBlock,
     MatrixFull,
@@ -268,8 +269,9 @@ def test_closing_gives_the_descriptors_back() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_threads_never_get_the_same_memory(pool: MatrixPool) -> None:
+def test_threads_never_get_the_same_memory() -> None:
     """Components of one request, and requests of one pool, allocate side by side."""
+    pool = MatrixPool(16 * MIB, 4 * MIB, threads=6)
     slots = [pool.acquire(), pool.acquire()]
     start = threading.Barrier(6)
     got: list[list[Bytes]] = [[] for _ in range(6)]
@@ -339,6 +341,34 @@ def test_a_constant_column_has_one_text_for_all_rows(slot: Slot) -> None:
     assert column.constant
     assert column.texts(rows(0, 7, 1000)) == [b"user"] * 3
     assert column.first() == b"user"
+
+
+@pytest.mark.parametrize("room", [8, TEXTS_KEPT + 1])
+def test_texts_by_their_places_in_a_table(slot: Slot, room: int) -> None:
+    texts, body = [b"ab", b"", b"cde"], b".ab.cde."
+    for before in (b"", b"x" * 100):  # the second time, the body stands elsewhere
+        slot.copy(before)
+        heap, at = slot.copy(body)
+        table = slot.texts(room)
+        table.starts[2:5], table.sizes[2:5] = [at + 1, 0, at + 4], [2, 0, 3]
+        column = table.column(heap, 2, 3)
+        assert not column.constant
+        assert column.texts(rows(2, 1, 0)) == texts[::-1]
+        assert (column.first(), column.first_size()) == (b"ab", 2)
+        for place, text in enumerate(texts, 2):
+            alone = table.constant(heap, place, body, at)
+            assert alone.constant
+            assert (alone.first(), alone.first_size()) == (text, len(text))
+            assert alone.texts(rows(0, 9)) == [text] * 2
+            assert (alone.starts, alone.sizes) == (table.starts[place], table.sizes[place])
+
+
+def test_a_slot_keeps_its_table_of_texts_unless_it_is_large(slot: Slot, pool: MatrixPool) -> None:
+    table = slot.texts(1)
+    pool.release(slot)
+    assert pool.acquire().texts(TEXTS_KEPT) is table
+    assert slot.texts(TEXTS_KEPT + 1) is not table
+    assert slot.texts(1) is table
 
 
 def test_a_column_of_no_rows(slot: Slot) -> None:

@@ -429,10 +429,10 @@ def test_the_model_schema_is_shown_when_it_is_asked_for() -> None:
         plan = dataclasses.replace(
             answering(table),
             answer=Answer(
-                OutputColumns(table.outputs()[:1]),
+                OutputColumns(table.outputs().columns[:1]),
                 OutputColumns(),
                 OutputColumns(),
-                OutputColumns(table.outputs()[::-1]),
+                OutputColumns(table.outputs().columns[::-1]),
             ),
         )
         shown = {
