@@ -16,6 +16,7 @@ from numba import types
 from components.kernels import (
     ABSENT,
     BODY,
+    EMPTY,
     I64,
     INT,
     MALFORMED,
@@ -34,9 +35,12 @@ from components.kernels import (
     _tag,
 )
 
-__all__ = ["read_model_scores", "score_plan"]
+__all__ = ["read_model_scores", "read_model_texts", "score_plan"]
 
 I64_OUT = types.int64[::1]
+I64_2_OUT = types.int64[:, ::1]
+I32_2_OUT = types.int32[:, ::1]
+U8_2_OUT = types.uint8[:, ::1]
 
 NAME, NAME_SIZE, TYPE, TYPE_SIZE, WIDTH = range(5)  # columns of the table of outputs
 OUTPUT, FIRST, SIZE, COLUMN = range(4)  # columns of the table of scores
@@ -49,11 +53,12 @@ def score_plan(
     outputs: Sequence[tuple[int, int, int, int, int]],
     scores: Sequence[tuple[int, int, int, int]],
 ) -> npt.NDArray[np.int64]:
-    """What `read_model_scores` is to do for a block of so many columns, all in one array.
+    """What `read_model_scores` or `read_model_texts` is to do for a block of so many columns, all in one array.
 
-    outputs: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH: bytes a row.
+    outputs: NAME, NAME_SIZE, TYPE, TYPE_SIZE place the output's name and datatype in `texts`; WIDTH: bytes a row,
+    of a BYTES output its strings a row, negative.
     scores: OUTPUT the number of the output, FIRST, SIZE which bytes of its row, COLUMN where they go in the block,
-    whose cells have SIZE bytes.
+    whose cells have SIZE bytes; of a BYTES output, which of its strings.
     """
     tables = itertools.chain(*outputs, *scores)
     return np.array([columns, len(outputs), len(scores), *tables, *texts], np.int64)
@@ -120,6 +125,29 @@ def _check_output(data, at, end, texts, outputs, number):
     return 0
 
 
+@_inline
+def _string_size(data, at):
+    """The length of a string in a BYTES tensor, which stands before it: u32."""
+    return (
+        np.int64(data[at])
+        | (np.int64(data[at + 1]) << 8)
+        | (np.int64(data[at + 2]) << 16)
+        | (np.int64(data[at + 3]) << 24)
+    )
+
+
+@_callee
+def _count_strings(data, at, end):
+    """How many strings these bytes of a BYTES tensor are; −1 when one runs over their end."""
+    count = 0
+    while at < end:
+        if end - at < 4:
+            return -1
+        at += 4 + _string_size(data, at)
+        count += 1
+    return count if at == end else -1
+
+
 @_callee
 def _find_outputs(data, at, end, texts, outputs, asked, places):
     """Finds the raw contents of all outputs in the ModelInferResponse in these bytes; 0, or why it is left to the
@@ -153,6 +181,8 @@ def _find_outputs(data, at, end, texts, outputs, asked, places):
             if found < wanted:
                 width = outputs[found, WIDTH]
                 size = at - start
+                if width < 0:
+                    width, size = -width, _count_strings(data, start, at)
                 rows = size // width if width > 0 else 0
                 if rows < 1 or rows * width != size or (rows != 1 and rows != asked):
                     return UNUSUAL
@@ -165,8 +195,11 @@ def _find_outputs(data, at, end, texts, outputs, asked, places):
 
 
 @_inline
-def _fits(plan, lines):
-    """Whether a plan is whole, and its scores stay within their outputs and a block of so many lines."""
+def _fits(plan, lines, of_strings):
+    """Whether a plan is whole, and its scores stay within their outputs and a block of so many lines.
+
+    of_strings: all scores are of BYTES outputs, or none is.
+    """
     if plan.shape[0] < HEAD or plan[0] < 0 or plan[1] < 0 or plan[2] < 0:
         return False
     columns, wanted, scored = plan[0], plan[1], plan[2]
@@ -185,9 +218,25 @@ def _fits(plan, lines):
         output, first, size, column = scores[s, OUTPUT], scores[s, FIRST], scores[s, SIZE], scores[s, COLUMN]
         if output < 0 or output >= wanted or column < 0 or column >= columns or first < 0 or size < 0:
             return False
-        if first + size > outputs[output, WIDTH] or size != scores[0, SIZE]:
+        width = outputs[output, WIDTH]
+        if first + size > (-width if of_strings else width):
+            return False
+        if not of_strings and size != scores[0, SIZE]:
             return False
     return lines >= 0
+
+
+@_inline
+def _fit_lines(answers, table, height):
+    """Whether the lines that answers are about are some of so many."""
+    lines = 2 * answers + 1  # where they begin in the table, if it has any
+    for i in range(answers):
+        if table.shape[0] > lines:
+            if table[lines + i] < 0 or table[lines + i] >= height:
+                return False
+        elif table[i] < 0 or table[i + 1] < table[i] or table[i + 1] > height:
+            return False
+    return True
 
 
 @_inline
@@ -236,17 +285,11 @@ def read_model_scores(
     Reference: triton_wire.decode_outputs and predator._Scores.
     """
     size = len(bodies)
-    if not _fit_answers(size, answers, table):
+    if not _fit_answers(size, answers, table) or not _fit_lines(answers, table, height):
         return NO_ROOM
-    lines = 2 * answers + 1  # where they begin in the table, if it has any
+    lines = 2 * answers + 1
     with_lines = table.shape[0] > lines
-    for i in range(answers):
-        if with_lines:
-            if table[lines + i] < 0 or table[lines + i] >= height:
-                return NO_ROOM
-        elif table[i] < 0 or table[i + 1] < table[i] or table[i + 1] > height:
-            return NO_ROOM
-    if not _fits(plan, height):
+    if not _fits(plan, height, False):
         return NO_ROOM
     columns, wanted, scored = plan[0], plan[1], plan[2]
     if work.shape[0] < answers + 2 * wanted:
@@ -290,4 +333,75 @@ def read_model_scores(
                     _copy(bodies, start, width, heap, place)
                 heap[states_at + cell] = VALUE
                 start += step
+    return bad
+
+
+@_kernel(INT(BODY, INT, I64, I64, U8_OUT, INT, INT, I64_2_OUT, I32_2_OUT, U8_2_OUT, I64_OUT))
+def read_model_texts(
+    bodies: Any,
+    answers: Any,
+    table: Any,
+    plan: Any,
+    heap: Any,
+    at: Any,
+    stop: Any,
+    starts: Any,
+    sizes: Any,
+    states: Any,
+    work: Any,
+) -> int:
+    """`read_model_scores` for a block of strings: its scores are of BYTES outputs.
+
+    The strings of a score go to heap[at … stop − 1], with commas between them: no more than the answers have bytes.
+    starts, sizes, states [lines, columns] as in VarBlock; what has no score is left as it is.
+    """
+    height, columns, size = states.shape[0], states.shape[1], len(bodies)
+    if not _fit_answers(size, answers, table) or not _fit_lines(answers, table, height):
+        return NO_ROOM
+    if not _fits(plan, height, True) or plan[0] != columns or at < 0 or stop > heap.shape[0]:
+        return NO_ROOM
+    if starts.shape != states.shape or sizes.shape != states.shape:
+        return NO_ROOM
+    wanted, scored = plan[1], plan[2]
+    if work.shape[0] < answers + 2 * wanted:
+        return NO_ROOM
+    tables = HEAD + 5 * wanted + 4 * scored
+    outputs = plan[HEAD : HEAD + 5 * wanted].reshape(wanted, 5)
+    scores = plan[HEAD + 5 * wanted : tables].reshape(scored, 4)
+    texts = plan[tables:]
+    places = work[answers : answers + 2 * wanted].reshape(wanted, 2)
+    lines = 2 * answers + 1
+    with_lines = table.shape[0] > lines
+    bad = 0
+    for i in range(answers):
+        asked = table[i + 1] - table[i]
+        begin, end = _answer(size, answers, table, i)
+        code = _find_outputs(bodies, begin, end, texts, outputs, asked, places)
+        work[i] = code
+        if code < 0:
+            bad += 1
+            continue
+        first = table[lines + i] if with_lines else table[i]
+        count = np.int64(1) if with_lines else asked
+        for s in range(scored):
+            output, column = scores[s, OUTPUT], scores[s, COLUMN]
+            place, answered = places[output, 0], places[output, 1]
+            begun = at
+            for line in range(first, first + count):
+                if line == first or answered > 1:  # a single row is written once, for all
+                    begun = at
+                    for element in range(-outputs[output, WIDTH]):
+                        length = _string_size(bodies, place)
+                        place += 4
+                        if scores[s, FIRST] <= element < scores[s, FIRST] + scores[s, SIZE]:
+                            if at + length + 1 > stop:
+                                return NO_ROOM
+                            if element > scores[s, FIRST]:
+                                heap[at] = 44  # ,
+                                at += 1
+                            at = _copy(bodies, place, length, heap, at)
+                        place += length
+                starts[line, column] = begun
+                sizes[line, column] = at - begun
+                states[line, column] = VALUE if at > begun else EMPTY
     return bad

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from components.feature import cause
 from components.groups import Groups, batches, joined
-from components.model_kernels import read_model_scores, score_plan
+from components.model_kernels import read_model_scores, read_model_texts, score_plan
 from components.scratch import scratch
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import InputHead, decode_outputs, encode_head, encode_raw, split_bytes
@@ -156,8 +156,7 @@ class Predator:
     _wanted: tuple[tuple[str, DataType], ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_kernel = not self.reference and all(block.spec.width for block in self.blocks)
-        reader = _Reader(self.outputs, self.blocks) if by_kernel else None
+        reader = None if self.reference else _Reader(self.outputs, self.blocks)
         # Not cached properties: compiled, those are reckoned anew each time.
         object.__setattr__(self, "_reader", reader)
         object.__setattr__(self, "_wanted", tuple((output.name, output.data_type) for output in self.outputs))
@@ -257,8 +256,12 @@ class Predator:
         reader = self._reader if replies else None
         blocks = [block.make(matrix, written=reader is not None) for block in self.blocks]
         left: Sequence[int] = (
-            range(len(replies)) if reader is None else reader.read(blocks, replies, groups, lines)
+            range(len(replies)) if reader is None else reader.read(matrix, blocks, replies, groups, lines)
         )
+        if left and reader is not None and reader.has_texts:
+            # Texts of the two ways would stand in two heaps: all of them go the reference's way then.
+            left = range(len(replies))
+            blocks = [block.make(matrix, written=False) for block in self.blocks]
         failed = self._write_each(matrix, blocks, replies, groups, lines, left) if left else []
         for position, block in enumerate(blocks):
             matrix.blocks[self.blocks[position].number] = block
@@ -295,9 +298,9 @@ class Predator:
 
 
 class _Reader:
-    """Reads answers of numbers into blocks by a kernel: its tables, made once."""
+    """Reads answers into blocks by kernels: its tables, made once."""
 
-    __slots__ = ("_outputs", "_plans")
+    __slots__ = ("_outputs", "_plans", "has_texts")
 
     def __init__(self, outputs: Sequence[Output], blocks: Sequence[ScoreBlock]) -> None:
         self._outputs = len(outputs)
@@ -305,10 +308,11 @@ class _Reader:
         rows = []
         scores: list[list[tuple[int, int, int, int]]] = [[] for _ in blocks]
         for number, output in enumerate(outputs):
-            size = output.data_type.size
+            size = output.data_type.size or 1  # of texts, in texts
+            width = output.elements * (output.data_type.size or -1)
             name, kind = output.name.encode(), tensor_name(output.data_type).encode()
             at = len(texts)
-            rows.append((at, len(name), at + len(name), len(kind), output.elements * size))
+            rows.append((at, len(name), at + len(name), len(kind), width))
             texts += name + kind
             for score in output.scores:
                 scores[score.block].append((number, score.first * size, score.count * size, score.column))
@@ -316,9 +320,11 @@ class _Reader:
             score_plan(len(block.spec.columns), bytes(texts), rows, part)
             for block, part in zip(blocks, scores, strict=True)
         ]
+        self.has_texts = not all(block.spec.width for block in blocks)
 
     def read(
         self,
+        matrix: ShmMatrix,
         blocks: Sequence[Block],
         replies: Sequence[Reply],
         groups: Groups,
@@ -331,10 +337,25 @@ class _Reader:
         left = 0
         for number, plan in enumerate(self._plans):
             block = blocks[number]
-            assert isinstance(block, CellBlock)
-            left = read_model_scores(
-                bodies, answers, table, plan, block.cells_at, block.states_at, block.lines, block.heap, work
-            )
+            if isinstance(block, CellBlock):
+                left = read_model_scores(
+                    bodies,
+                    answers,
+                    table,
+                    plan,
+                    block.cells_at,
+                    block.states_at,
+                    block.lines,
+                    block.heap,
+                    work,
+                )
+            else:
+                room = len(bodies) + 1
+                block.heap, at = matrix.slot.place(room)
+                left = read_model_texts(
+                    bodies, answers, table, plan, block.heap, at, at + room,
+                    block.starts, block.sizes, block.states, work,
+                )  # fmt: skip
             assert left >= 0, left
         return np.flatnonzero(work[:answers]).tolist() if left else ()
 

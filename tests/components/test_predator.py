@@ -481,9 +481,10 @@ def test_endpoints_are_named_by_the_config() -> None:
     ),
     st.integers(0, 3),
     st.sampled_from([b"1", b"1:2", b"x", b""]),
+    st.booleans(),
 )
 def test_kernels_and_messages_score_alike(
-    rows: int, slates: list[list[int]] | None, moods: list[str], batch: int, x: bytes
+    rows: int, slates: list[list[int]] | None, moods: list[str], batch: int, x: bytes, strings: bool
 ) -> None:
     """Whatever is asked and answered: the same calls, the same scores, the same errors."""
     if slates is not None:
@@ -498,16 +499,28 @@ def test_kernels_and_messages_score_alike(
             if mood == "down":
                 return Answer(14, "down")
             count = {"one row": 1, "other rows": count + 1}.get(mood, count)
-            good = raw_answer(out=("FP32", fp32(*(float(value) for value in range(count)))))
+            words = texts(*(b"w%d" % value if value % 5 else b"" for value in range(3 * count)))
+            good = raw_answer(
+                out=("FP32", fp32(*(float(value) for value in range(count)))),
+                **({"t": ("BYTES", words)} if strings else {}),
+            )
             return Answer(body=good.body[:-1]) if mood == "broken" else good
 
-        plan = plan_of(
-            model(batch_size=batch, slate_component=slates is not None), reference_codecs=reference
+        asked = [("out", "FP32", ["score"], [[1]]), ("t", "BYTES", ["word", "words"], [[1], [2]])]
+        part = model(
+            batch_size=batch,
+            slate_component=slates is not None,
+            outputs=outputs(*asked[: 2 if strings else 1]),
         )
+        plan = plan_of(part, reference_codecs=reference)
         xs = [x] + [str(row).encode() for row in range(1, rows)]
         with matrix_pool() as slot:
             got = Scored(plan, slot, rows, answer, slates, xs)
-            scores = got.raw("score") if slates is None else slate_values(plan, got.scoring, "score")
+            names = ["score", "word", "words"] if strings else ["score"]
+            if slates is None:
+                scores = [got.raw(name) for name in names]
+            else:
+                scores = [slate_values(plan, got.scoring, name) for name in names]
             failed = got.failures if slates is None else got.slate_failures
             seen.append((got.calls, got.rounds, scores, failed))
     assert seen[0] == seen[1]
