@@ -32,7 +32,7 @@ $(SETUP_DEMO): $(SETUP)
 NATIVE := $(shell sed -n '/^MODULES/,/^"""/p' setup.py | grep -o '[a-z_]*/[a-z_]*\.py')
 build: setup shared/native.json
 
-shared/native.json: setup.py $(NATIVE)
+shared/native.json: setup.py $(NATIVE) | $(SETUP)
 	$(MAKE) --no-print-directory plain
 	INFERFLOW_NATIVE=1 $(BIN)/python setup.py -q build_ext --inplace --parallel 2
 	@touch $@

@@ -38,7 +38,8 @@ def compiled() -> list[object]:
     from mypyc.build import mypycify
 
     # A changed source or another compiler makes other C code; the directory keeps what did not change.
-    extensions = mypycify(MODULES, opt_level="2", multi_file=True)
+    # (mypy's cache is its own: `make lint` may run at the same time.)
+    extensions = mypycify(["--cache-dir=build/mypy", *MODULES], opt_level="2", multi_file=True)
     digests = {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in MODULES}
     (ROOT / "shared/native.json").write_text(json.dumps(digests, indent=1))
     return list(extensions)
