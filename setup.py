@@ -5,7 +5,7 @@
 (`shared/native.py` reads it), so that a stale one is noticed at the start of a process.
 
 Not compiled: kernels (numba compiles those), modules whose classes msgspec or enum make or whose base is a C
-type, and what is not on the request path.
+type, those whose objects are weakly referenced (`dag/plan.py`), and what is not on the request path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ components/collect.py components/columns.py components/derived.py components/fea
 components/fetched.py components/groups.py components/keys.py
 components/numerix.py components/numerix_wire.py components/onfs_wire.py components/predator.py
 components/scratch.py components/tensors.py components/triton_wire.py components/wire.py
-dag/component.py dag/executor.py dag/layout.py dag/meters.py dag/plan.py dag/schedule.py
+dag/component.py dag/executor.py dag/layout.py dag/meters.py dag/schedule.py
 frontdoor/dispatcher.py frontdoor/door.py frontdoor/links.py
 rpc/calls.py rpc/client.py rpc/client_codec.py rpc/client_connection.py rpc/connection.py rpc/endpoint.py
 rpc/hpack.py rpc/limits.py rpc/server_connection.py rpc/timers.py rpc/wire.py
