@@ -348,6 +348,10 @@ class ClientCodec:
 
     def data_to_send(self, amount: int) -> bytes:
         """What is to be sent now: all frames that are ready, then large bodies, up to some `amount` of bytes."""
+        return b"".join(self.pieces_to_send(amount))
+
+    def pieces_to_send(self, amount: int) -> list[bytes | memoryview]:
+        """The same in pieces, so that whoever writes them one after the other need not copy large bodies."""
         if self._waiting and not self._over:
             self._frame_bodies(amount)
         self._acks = 0
@@ -356,10 +360,9 @@ class ClientCodec:
         if self._requests:
             out = out + self._requests if out else self._requests
             self._requests = []
-        if not out:
-            return b""
-        self._out = []
-        return b"".join(out)
+        if out:
+            self._out = []
+        return out
 
     def _frame_bodies(self, amount: int) -> None:
         """Puts bodies into frames, up to some `amount` of bytes: the oldest first, as far as the windows allow.

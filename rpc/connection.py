@@ -127,9 +127,12 @@ class Http2Connection(asyncio.Protocol):
         """What has happened at the codec since the last time."""
         return self.codec.events()
 
-    def _output(self) -> bytes:
-        """What the codec has to send, up to FLUSH_BYTES. Raises NGH2Error."""
-        return self.codec.data_to_send(FLUSH_BYTES)
+    def _write(self, transport: asyncio.Transport) -> int:
+        """Writes what the codec has to send, up to FLUSH_BYTES. Returns how many bytes. Raises NGH2Error."""
+        data = self.codec.data_to_send(FLUSH_BYTES)
+        if data:
+            transport.write(data)
+        return len(data)
 
     def _queued(self) -> int:
         """Bytes of messages that the codec has not given out yet."""
@@ -231,24 +234,23 @@ class Http2Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Sends what the codec has now, up to FLUSH_BYTES; the rest follows in the next turns."""
         self._dirty = False
-        if self._write_paused or self.closed or self._transport is None:
+        transport = self._transport
+        if self._write_paused or self.closed or transport is None:
             return
         try:
-            data = self._output()
+            size = self._write(transport)
         except NGH2Error as error:
             self._codec_failed(error)
             return
         if self._body_taken != self._body_bytes:
             self._body_taken = self._body_bytes - self._queued()
         events = self._events()
-        if data:
-            size = len(data)
+        if size:
             self._sent_bytes += size
             now = self._clock()
             if self._sent_at <= self._received_at:
                 self._asked_at = now
             self._sent_at = now
-            self._transport.write(data)
             self._output_cut = size >= FLUSH_BYTES
             if self._output_cut:
                 self.mark_dirty()

@@ -124,8 +124,10 @@ class MessageReader:
             if self._have < self._need:
                 break
             whole = b"".join(self._parts)
-            data = whole[self._need :]
-            messages.append(self._decoded(whole[: self._need]))
+            data = b""
+            if self._have > self._need:
+                data, whole = whole[self._need :], whole[: self._need]
+            messages.append(self._decoded(whole))
             self.count += 1
             self._parts, self._have, self._need = [], 0, -1
         return messages
