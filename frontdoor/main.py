@@ -70,6 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         publisher = Publisher(loop, board, settings)
         publisher.start()
         process.settle()
+        process.keep_freed_memory()
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         await stop.wait()
         log.info("draining", extra={"in_flight": door.dispatcher.in_flight, "seconds": settings.drain_s})

@@ -124,6 +124,7 @@ class Worker:
         """Serves until `stop` is set, then drains."""
         self.publisher.start()
         process.settle()
+        process.keep_freed_memory()
         self.config_link.start()
         if self.log_link is not None:
             self.log_link.start()

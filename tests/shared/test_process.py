@@ -1,6 +1,8 @@
 """A process ends with its parent, knows its cores, and can be pinned to one."""
 
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.process import ParentGoneError, cores, die_with_parent, pin
+from shared.process import ParentGoneError, cores, die_with_parent, keep_freed_memory, pin
 
 CHILD = """
 import signal
@@ -72,3 +74,31 @@ def test_pinning_goes_round_the_allowed_cores() -> None:
             assert os.sched_getaffinity(0) == {core}
     finally:
         os.sched_setaffinity(0, before)
+
+
+FAULTS = """
+import resource
+from shared.process import keep_freed_memory
+assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def turn():
+    return len([bytes(1 << 20) for _ in range(5)])
+for _ in range(5):
+    turn()
+before = faults()
+for _ in range(20):
+    turn()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not platform.libc_ver()[0], reason="a habit of glibc")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    """Otherwise each turn costs a hundred."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 256
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    assert not keep_freed_memory()
