@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import functools
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import mmh3
+import numpy as np
 
 from components import value_kernels as kernels
 from components.collect import Collected, TooMuchError, collect
@@ -18,7 +18,7 @@ from components.wire import field_head
 from dag.component import Failure, Scoring
 from dag.plan import OutputColumn, OutputColumns, Plan
 from proto import inferflow_pb2, predict_pb2
-from shared.shm_matrix import IDENTITY, CellBlock, ShmMatrix
+from shared.shm_matrix import IDENTITY, CellBlock, Rows, ShmMatrix
 
 __all__ = ["ResponseTooLarge", "point_wise", "retrieve", "sampled", "slate_wise"]
 
@@ -110,7 +110,7 @@ def point_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
         (
             _schema(0x0A, columns, matrix),
             _scores(TARGET_SCORES, columns, matrix, errors, reference),
-            _text_field(0x1A, _summary(scoring.failures) if errors and all(errors) else ""),
+            _text_field(0x1A, _summary(scoring.failures) if errors is not None and errors.everywhere else ""),
         )
     )
 
@@ -125,7 +125,8 @@ def slate_wise(plan: Plan, scoring: Scoring, *, reference: bool) -> bytes:
     targets, own = plan.answer.targets, plan.answer.slates
     errors = _row_errors(scoring.failures, scoring.matrix.rows)
     slate_errors = _slate_errors(scoring, errors)
-    all_failed = bool(errors and all(errors)) and (not own or bool(slate_errors and all(slate_errors)))
+    all_failed = errors is not None and errors.everywhere
+    all_failed = all_failed and (not own or (slate_errors is not None and slate_errors.everywhere))
     return b"".join(
         (
             _scores(SLATE_SCORES, own, slates.matrix, slate_errors, reference) if own else b"",
@@ -190,7 +191,7 @@ def _scores(
     tag: int,
     columns: OutputColumns,
     matrix: ShmMatrix,
-    errors: Errors | None,
+    errors: _Errors | None,
     reference: bool,
 ) -> bytes:
     """The scores of all rows as field `tag` of a response.
@@ -205,10 +206,8 @@ def _scores(
             return packed
     values = [_values(matrix, column) for column in columns]
     out = bytearray()
-    for row, error in enumerate(errors or [()] * matrix.rows):
-        score = predict_pb2.TargetScore(
-            error="; ".join(error), output_values=[column[row] for column in values]
-        )
+    for row, error in enumerate([""] * matrix.rows if errors is None else errors.texts()):
+        score = predict_pb2.TargetScore(error=error, output_values=[column[row] for column in values])
         message = score.SerializeToString()
         out += field_head(tag, len(message))
         out += message
@@ -250,7 +249,7 @@ def _cell_scores(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes |
 
 
 def _packed_scores(
-    tag: int, columns: OutputColumns, matrix: ShmMatrix, errors: Errors | None
+    tag: int, columns: OutputColumns, matrix: ShmMatrix, errors: _Errors | None
 ) -> bytes | None:
     """The same by kernels; None when a cell needs a closer look."""
     before = 0 if errors is None else 1
@@ -273,23 +272,18 @@ def _packed_scores(
     return memory.out[:size].tobytes()
 
 
-def _put_errors(errors: Errors, found: Collected) -> None:
-    """The error text of each row into the heap, equal ones once, and into the first line of places."""
-    starts, sizes = found.starts[0], found.sizes[0]
-    starts[:] = sizes[:] = 0
-    places: dict[str, tuple[int, int]] = {}
+def _put_errors(errors: _Errors, found: Collected) -> None:
+    """The error texts of all rows into the heap, equal ones once, and their places into the first line of those."""
+    starts, sizes = np.zeros(len(errors.kinds), np.int64), np.zeros(len(errors.kinds), np.int32)
     at = found.end
     memory = scratch()
-    for row, error in enumerate(errors):
-        if not error:
-            continue
-        text = "; ".join(error)
-        place = places.get(text)
-        if place is None:
-            end = memory.append(at, text.encode())
-            place = places[text] = at, end - at
-            at = end
-        starts[row], sizes[row] = place
+    for kind in errors.seen():
+        end = memory.append(at, errors.text(kind).encode())
+        starts[kind] = at
+        sizes[kind] = end - at
+        at = end
+    found.starts[0] = starts[errors.of_row]
+    found.sizes[0] = sizes[errors.of_row]
 
 
 def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:
@@ -300,32 +294,90 @@ def _values(matrix: ShmMatrix, column: OutputColumn) -> list[bytes]:
     return [b""] * matrix.rows if brought is None else brought[1]
 
 
-Errors = Sequence[Collection[str]]
-"""Of each row its error texts, each once, in the order in which they happened."""
+class _Errors:
+    """The errors of rows: row r has the texts kinds[of_row[r]], each once, in the order in which they happened.
+
+    Rows fail together, mostly: kinds are few, and rows are not looked at one by one. Kind 0 is none.
+    """
+
+    __slots__ = ("_numbers", "kinds", "of_row")
+
+    def __init__(self, rows: int) -> None:
+        self.kinds: list[tuple[str, ...]] = [()]
+        self.of_row: Rows = np.zeros(rows, np.int32)
+        self._numbers: dict[tuple[str, ...], int] = {(): 0}
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether there are rows, and all of them have an error."""
+        return len(self.of_row) > 0 and bool(self.of_row.all())
+
+    def number(self, texts: tuple[str, ...]) -> int:
+        """The kind of these texts."""
+        number = self._numbers.setdefault(texts, len(self.kinds))
+        if number == len(self.kinds):
+            self.kinds.append(texts)
+        return number
+
+    def add(self, text: str, rows: Rows | None) -> None:
+        """These rows (all: None) have this error, too."""
+        of_row = self.of_row
+        if rows is not None and len(rows) == 1:  # of which there may be many
+            row = rows.item(0)
+            of_row[row] = self._with(of_row.item(row), text)
+            return
+        before = of_row if rows is None else of_row[rows]
+        after = np.arange(len(self.kinds), dtype=np.int32)
+        for kind in np.flatnonzero(np.bincount(before)).tolist():
+            after[kind] = self._with(kind, text)
+        of_row[slice(None) if rows is None else rows] = after[before]
+
+    def _with(self, kind: int, text: str) -> int:
+        own = self.kinds[kind]
+        return kind if text in own else self.number((*own, text))
+
+    def seen(self) -> list[int]:
+        """The kinds that rows have, but for none."""
+        kinds: list[int] = np.flatnonzero(np.bincount(self.of_row)).tolist()
+        return [kind for kind in kinds if kind]
+
+    def text(self, kind: int) -> str:
+        return "; ".join(self.kinds[kind])
+
+    def texts(self) -> list[str]:
+        """The text of each row, "" for none."""
+        texts = [self.text(kind) for kind in range(len(self.kinds))]
+        return [texts[kind] for kind in self.of_row.tolist()]
+
+    def __repr__(self) -> str:
+        return f"<_Errors of {np.count_nonzero(self.of_row)} of {len(self.of_row)} rows>"
 
 
-def _row_errors(failures: Sequence[Failure], rows: int) -> Errors | None:
+def _row_errors(failures: Sequence[Failure], rows: int) -> _Errors | None:
     """None when there are none."""
     if not failures:
         return None
-    texts: list[dict[str, None]] = [{} for _ in range(rows)]
+    errors = _Errors(rows)
     for failure in failures:
-        text = _text(failure)
-        for row in range(rows) if failure.rows is None else failure.rows.tolist():
-            texts[row][text] = None
-    return texts
+        errors.add(_text(failure), failure.rows)
+    return errors
 
 
-def _slate_errors(scoring: Scoring, targets: Errors | None) -> Errors | None:
+def _slate_errors(scoring: Scoring, targets: _Errors | None) -> _Errors | None:
     """The errors of the slates: those of the targets they name, which were scored as zeros, and their own."""
     slates = scoring.slates
     assert slates is not None
     own = _row_errors(slates.failures, slates.matrix.rows)
     if targets is None:
         return own
-    named = (itertools.chain.from_iterable(targets[row] for row in rows.tolist()) for rows in slates.targets)
-    both = zip(named, own or [()] * slates.matrix.rows, strict=True)
-    return [dict.fromkeys((*inherited, *errors)) for inherited, errors in both]
+    both = _Errors(slates.matrix.rows)
+    for slate, rows in enumerate(slates.targets):
+        kinds = dict.fromkeys(targets.of_row[rows].tolist())
+        texts = [text for kind in kinds for text in targets.kinds[kind]]
+        if own is not None:
+            texts += own.kinds[own.of_row.item(slate)]
+        both.of_row[slate] = both.number(tuple(dict.fromkeys(texts)))
+    return both
 
 
 def _summary(failures: Sequence[Failure]) -> str:
