@@ -29,6 +29,8 @@ from components.kernels import (
     I64_2,
     INT,
     NO_ROOM,
+    ONE,
+    TWO,
     U8,
     UNUSUAL,
     VALUE,
@@ -36,6 +38,7 @@ from components.kernels import (
     _copy,
     _inline,
     _kernel,
+    _merged,
 )
 from shared.datatypes import DataType
 
@@ -374,42 +377,52 @@ def cell_recipe(width: int, source: int, target: int, columns: Sequence[int]) ->
 def _count_states(heap, start, count):
     """How many of these states are ABSENT; UNUSUAL when one is ODD."""
     absent = np.int64(0)
-    odd = np.uint8(0)
     for i in range(np.uint64(start), np.uint64(start + count)):  # unsigned: see _ascii
+        if heap[i] > EMPTY:
+            return UNUSUAL
         absent += heap[i] == ABSENT
-        odd |= heap[i] > EMPTY
-    return UNUSUAL if odd else absent
+    return absent
 
 
-@_callee
+@_merged
 def _copy_values(words, at, heap, states_at, count, out, to):
-    """Copies `count` cells that are one word each; zeros where there is no VALUE."""
+    """Copies `count` cells that are one word each; zeros where there is no VALUE. All arguments are unsigned.
+
+    Returns whether all of them are a VALUE or EMPTY, looked at bit by bit: so it is vector instructions throughout.
+    """
     zero = words.dtype.type(0)
-    for i in range(np.uint64(count)):
-        word = words[np.uint64(at) + i]
-        out[np.uint64(to) + i] = word if heap[np.uint64(states_at) + i] == VALUE else zero
+    seen = np.uint8(0)
+    for i in range(count):
+        state = heap[states_at + i]
+        seen |= np.uint8(state - np.uint8(VALUE))  # VALUE: 0, EMPTY: 1, ABSENT: 255
+        out[to + i] = words[at + i] if state == VALUE else zero
+    return seen < np.uint8(2)
 
 
 @_callee
 def _gather_words(heap, cells, cells_at, states_at, columns, index, rows, recipe, out, stride, at):
     """`gather_cells` of cells that are one word of `cells` and `out` each, and stay as they are."""
     absent = np.int64(0)
-    for i in range(rows.shape[0]):
+    for i in range(np.uint64(rows.shape[0])):
         line = np.int64(index[rows[i]]) if index.shape[0] else np.int64(rows[i])
-        place = i * stride + at
-        for p in range(PIECES, recipe.shape[0], 2):
-            first, count = np.int64(recipe[p]), np.int64(recipe[p + 1])
+        place = np.int64(i) * stride + at
+        for p in range(np.uint64(PIECES), np.uint64(recipe.shape[0]), TWO):
+            first, count = np.int64(recipe[p]), np.int64(recipe[p + ONE])
             if line < 0:
                 absent += count
                 for k in range(count):
                     out[place + k] = 0
             else:
                 start = line * columns + first
-                missing = _count_states(heap, states_at + start, count)
-                if missing < 0:
-                    return missing
-                absent += missing
-                _copy_values(cells, cells_at + start, heap, states_at + start, count, out, place)
+                usual = _copy_values(
+                    *(cells, np.uint64(cells_at + start), heap, np.uint64(states_at + start)),
+                    *(np.uint64(count), out, np.uint64(place)),
+                )
+                if not usual:
+                    missing = _count_states(heap, states_at + start, count)
+                    if missing < 0:
+                        return missing
+                    absent += missing
             place += count
     return absent
 
