@@ -65,6 +65,34 @@ def _text(data, at, end):
     return start, stop
 
 
+@_inline
+def _usual_target(data, at, end, tag):
+    """(start, stop) of the id of a target that is nothing but a short id; MALFORMED for any other, and no target.
+
+    Nearly all are, and then neither fields nor lengths need be looked at one by one.
+    """
+    if at + 4 <= end and data[at] == tag and data[at + 2] == 0x0A:
+        size = np.int64(data[at + 3])
+        stop = at + 4 + size
+        if size < 0x7E and np.int64(data[at + 1]) == size + 2 and stop <= end:
+            return at + 4, stop
+    return MALFORMED, MALFORMED
+
+
+@_inline
+def _usual_targets(data, at, end, tag):
+    """(how many usual targets stand here, one after the other, the place after them); 0 when one is not ASCII."""
+    count = 0
+    place = at
+    start, stop = _usual_target(data, place, end, tag)
+    while start >= 0:
+        count += 1
+        place = stop
+        start, stop = _usual_target(data, place, end, tag)
+    # Their tags and lengths are less than 0x80, too.
+    return (count, place) if _ascii(data, at, place) else (0, at)
+
+
 @_callee
 def _put_context(heap, at, end, starts, sizes, number, rest, kept):
     """Notes the value (field 2) of a ContextFeature and puts the feature without it into `rest`; its new end.
@@ -116,7 +144,14 @@ def read_request(heap: Any, at: Any, size: Any, groups: Any, starts: Any, sizes:
     if at < 0 or size < 0 or end > heap.shape[0]:
         return MALFORMED, 0, 0, 0, 0, 0, 0, 0, 0
     place = at
+    ascii_ids = True
     while place < end:
+        if ascii_ids and heap[place] == of_targets:
+            usual, place = _usual_targets(heap, place, end, of_targets)
+            rows += usual
+            ascii_ids = usual > 0  # else each is looked at by itself, this one and all that follow
+            if ascii_ids:
+                continue
         tag, place = _tag(heap, place, end)
         if place < 0:
             return place, 0, 0, 0, 0, 0, 0, 0, 0
@@ -155,6 +190,16 @@ def read_request(heap: Any, at: Any, size: Any, groups: Any, starts: Any, sizes:
     row = context
     number = 0
     while at < end:
+        start, stop = _usual_target(heap, at, end, of_targets)
+        if start >= 0:
+            for line in range(1, values + 1):
+                starts[row + line * rows] = 0
+                sizes[row + line * rows] = 0
+            starts[row] = start
+            sizes[row] = stop - start
+            row += 1
+            at = stop
+            continue
         begin = at
         tag, at = _tag(heap, at, end)
         if tag == of_targets:
