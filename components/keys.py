@@ -40,7 +40,6 @@ def _zeros(rows: int) -> Rows:
     return _ZEROS[:rows] if rows <= len(_ZEROS) else np.zeros(rows, np.int32)
 
 
-@functools.lru_cache(maxsize=1024)
 def all_numbers(count: int) -> Rows:
     """0 … count − 1, int32; not to be written to."""
     return counting(0, count)

@@ -58,6 +58,13 @@ class Numerix:
     timeout: float  # seconds, a call
     batch_size: int  # rows a call; 0: all in one
     for_slates: bool
+    _direct: bool = dataclasses.field(init=False, repr=False, compare=False)  # scores stay what they come as
+    _width: int = dataclasses.field(init=False, repr=False, compare=False)  # bytes of a score
+
+    def __post_init__(self) -> None:
+        # Not cached properties: compiled, those are reckoned anew each time.
+        object.__setattr__(self, "_direct", self.score.data_type is DataType.FP32)
+        object.__setattr__(self, "_width", self.score.width)
 
     def run(self, scoring: Scoring) -> Steps:
         if not self.for_slates:
@@ -86,11 +93,10 @@ class Numerix:
         replies: Sequence[Reply] = ()
         if calls is not None:
             replies = yield calls
-        block = CellBlock.unwritten(matrix.slot, matrix.rows, 1, self.score.width)
-        direct = self.score.data_type is DataType.FP32
-        scores = block if direct else _float_block(matrix.rows)
+        block = CellBlock.unwritten(matrix.slot, matrix.rows, 1, self._width)
+        scores = block if self._direct else _float_block(matrix.rows)
         failed = self._score(scores, parts, groups, replies)
-        if not direct:
+        if not self._direct:
             self._put(block, scores.flat.view(np.float32))
             block.states[:] = scores.states
         matrix.blocks[self.score.block] = block
@@ -112,7 +118,7 @@ class Numerix:
         slates = scoring.slates
         assert slates is not None
         asked, bounds = slates.asked()
-        block = CellBlock.empty(slates.matrix.slot, slates.matrix.rows, 1, self.score.width)
+        block = CellBlock.empty(slates.matrix.slot, slates.matrix.rows, 1, self._width)
         slates.matrix.blocks[self.score.block] = block
         if not asked:
             return
@@ -243,7 +249,7 @@ class Numerix:
 
     def _put(self, block: CellBlock, scores: Floats) -> None:
         """Writes the scores of all rows into the only column of a block."""
-        if self.score.data_type is not DataType.FP32:
+        if not self._direct:
             scores = np.ascontiguousarray(numbers.convert(scores, DataType.FP32, self.score.data_type))
         block.flat[:] = scores.view(np.uint8)
 

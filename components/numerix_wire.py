@@ -71,7 +71,7 @@ class ComputeCodec:
                 break
             out = memory.grow_out()
         assert size >= 0, size
-        return self._bodies(out, size, ends, len(limits) - 1)
+        return self._bodies(memory.written(size), ends, len(limits) - 1)
 
     def encode_cells(
         self, ids: TextColumn, cells: PlainCells, groups: Groups
@@ -95,11 +95,10 @@ class ComputeCodec:
             if size != NO_ROOM:
                 break
             out = memory.grow_out()
-        return self._bodies(out, size, ends, len(limits) - 1) if size >= 0 else None
+        return self._bodies(memory.written(size), ends, len(limits) - 1) if size >= 0 else None
 
-    def _bodies(self, out: Bytes, size: int, ends: Places, count: int) -> list[tuple[bytes, ...]]:
-        """So many requests, whose entries a kernel has written to `out`, each up to its end."""
-        packed: bytes = out[:size].tobytes()
+    def _bodies(self, packed: bytes, ends: Places, count: int) -> list[tuple[bytes, ...]]:
+        """So many requests, whose entries a kernel has packed, each up to its end."""
         if count == 1:
             return [self._framed(packed)]
         return [self._framed(packed[a:b]) for a, b in itertools.pairwise((0, *ends[:count].tolist()))]

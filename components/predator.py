@@ -103,15 +103,18 @@ class RequestHeads:
 
     def bodies(self, tensors: Sequence[Tensor], bounds: Sequence[int]) -> list[tuple[bytes, ...]]:
         """Requests for the rows from each bound to the next, as parts."""
-        raws = [tensor.raws(bounds) for tensor in tensors]
+        columns = [tensor.raws(bounds) for tensor in tensors]
+        only = columns[0] if len(columns) == 1 else None
         out: list[tuple[bytes, ...]] = []
         for number in range(len(bounds) - 1):
-            contents = [raw[number] for raw in raws]
-            fronts = self._fronts_of(bounds[number + 1] - bounds[number], tensors, contents)
-            if len(contents) == 1:
-                out.append((fronts[0], contents[0]))
-            else:
-                out.append(tuple(itertools.chain.from_iterable(zip(fronts, contents, strict=True))))
+            rows = bounds[number + 1] - bounds[number]
+            if only is not None:  # the usual model
+                raw = only[number]
+                out.append((self._fronts_of(rows, tensors, (raw,))[0], raw))
+                continue
+            contents = [raws[number] for raws in columns]
+            fronts = self._fronts_of(rows, tensors, contents)
+            out.append(tuple(itertools.chain.from_iterable(zip(fronts, contents, strict=True))))
         return out
 
     def _fronts_of(self, rows: int, tensors: Sequence[Tensor], contents: Sequence[bytes]) -> list[bytes]:

@@ -6,6 +6,7 @@ Each thread has its own, so nothing here may be held over a yield of a component
 from __future__ import annotations
 
 from threading import get_ident
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,11 @@ __all__ = ["Scratch", "scratch"]
 class Scratch:
     """`out` for what a kernel writes, `heap` for what it collects first; both grow when a kernel has no room."""
 
-    __slots__ = ("_carriers", "heap", "out")
+    __slots__ = ("_carriers", "_written", "heap", "out")
 
     def __init__(self) -> None:
         self.out: Bytes = np.empty(1 << 16, np.uint8)
+        self._written = self.out.data  # what it is copied out through, at half the cost
         self.heap: Bytes = np.empty(1 << 16, np.uint8)
         self._carriers: npt.NDArray[np.int64] = np.empty(1 << 10, np.int64)
 
@@ -31,9 +33,14 @@ class Scratch:
             self._carriers = np.empty(2 * count, np.int64)
         return self._carriers
 
+    def written(self, size: int) -> bytes:
+        """The first bytes of `out`."""
+        return self._written[:size].tobytes()
+
     def grow_out(self) -> Bytes:
         """An `out` of twice the size, which is returned."""
         self.out = np.empty(2 * len(self.out), np.uint8)
+        self._written = self.out.data
         return self.out
 
     def grow_heap(self) -> Bytes:
@@ -55,13 +62,16 @@ class Scratch:
         return f"<Scratch {len(self.out)} bytes out, {len(self.heap)} bytes of heap>"
 
 
-_of_threads: dict[int, Scratch] = {}
+_of_threads: Final[dict[int, Scratch]] = {}
 """By the thread's number. The threads of a process are few, and live as long as it."""
+
+_number_of_thread: Final = get_ident
 
 
 def scratch() -> Scratch:
     """The scratch of the calling thread."""
-    found = _of_threads.get(get_ident())
+    number = _number_of_thread()
+    found = _of_threads.get(number)
     if found is None:
-        found = _of_threads[get_ident()] = Scratch()
+        found = _of_threads[number] = Scratch()
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -85,13 +85,13 @@ class Tensor:
             packed: bytes = cells.tobytes()
             if len(bounds) == 2 and bounds[1] - bounds[0] == len(cells):
                 return [packed]
-            width = cells.shape[1]
-            places: Iterable[int] = (width * bound for bound in bounds)
+            width: int = cells.shape[1]
+            places = [width * bound for bound in bounds]
         else:
             packed = self._packed
             ends = (0, *self._ends.tolist())
-            places = (ends[bound] for bound in bounds)
-        return [packed[start:stop] for start, stop in itertools.pairwise(places)]
+            places = [ends[bound] for bound in bounds]
+        return [packed[places[number] : places[number + 1]] for number in range(len(places) - 1)]
 
 
 class PlainCells:
@@ -518,7 +518,7 @@ class TensorInput:
                 break
             memory.grow_out()
         assert size >= 0, size
-        return Tensor(self._resolved(len(self.sources)), None, memory.out[:size].tobytes(), ends)
+        return Tensor(self._resolved(len(self.sources)), None, memory.written(size), ends)
 
     def _split_by_kernel(self, matrix: ShmMatrix, rows: Rows) -> Tensor | None:
         """The tensor of texts such as `a:b:c`; None when one has another number of elements than others."""
@@ -542,11 +542,7 @@ class TensorInput:
             if size != NO_ROOM:
                 break
             memory.grow_out()
-        return (
-            Tensor(self._resolved(self._known), None, memory.out[:size].tobytes(), ends)
-            if size >= 0
-            else None
-        )
+        return Tensor(self._resolved(self._known), None, memory.written(size), ends) if size >= 0 else None
 
     def _column(self, matrix: ShmMatrix, number: int, rows: Rows, misfits: list[Misfit]) -> Array | _Ragged:
         source = self.sources[number]

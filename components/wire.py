@@ -32,4 +32,8 @@ def varint(value: int) -> bytes:
 
 def field_head(tag: int, size: int) -> bytes:
     """What stands before the `size` bytes of a length-delimited field with this one-byte tag."""
-    return bytes((tag, size)) if size < 0x80 else bytes((tag,)) + varint(size)
+    if size < 0x80:
+        return bytes((tag, size))
+    if size < 0x4000:
+        return bytes((tag, size & 0x7F | 0x80, size >> 7))
+    return bytes((tag,)) + varint(size)

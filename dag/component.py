@@ -108,9 +108,16 @@ class Slates:
 
     def asked(self) -> tuple[list[int], list[int]]:
         """The numbers of the slates that name any rows, and the bounds of these alone."""
-        bounds = self.bounds.tolist()
-        asked = [number for number, (start, stop) in enumerate(itertools.pairwise(bounds)) if start < stop]
-        return asked, [*(bounds[number] for number in asked), bounds[-1]]
+        every: list[int] = self.bounds.tolist()
+        asked: list[int] = []
+        bounds: list[int] = []
+        for number in range(len(every) - 1):
+            start = every[number]
+            if start < every[number + 1]:
+                asked.append(number)
+                bounds.append(start)
+        bounds.append(every[-1])
+        return asked, bounds
 
     @property
     def targets(self) -> list[npt.NDArray[np.int32]]:

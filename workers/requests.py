@@ -765,7 +765,7 @@ def _placed(body: bytes, groups: int, reading: Reading, slot: Slot) -> Inquiry |
         body,
         groups,
         reading,
-        rest[:kept].tobytes(),
+        memory.written(kept),
         _Values(heap, at, body, table, context, rows, context + rows, values),
         slates,
     )

@@ -76,7 +76,7 @@ def _packed_rows(columns: OutputColumns, matrix: ShmMatrix) -> bytes | None:
         if size != NO_ROOM:
             break
         memory.grow_out()
-    return memory.out[:size].tobytes() if size >= 0 else None
+    return memory.written(size) if size >= 0 else None
 
 
 def _rows_by_messages(columns: OutputColumns, matrix: ShmMatrix) -> bytes:
@@ -245,7 +245,7 @@ def _cell_scores(tag: int, columns: OutputColumns, matrix: ShmMatrix) -> bytes |
         out = memory.grow_out()
     if size > MAX_BYTES:
         raise ResponseTooLarge(matrix.rows, len(columns))
-    return out[:size].tobytes() if size >= 0 else None
+    return memory.written(size) if size >= 0 else None
 
 
 def _packed_scores(
@@ -269,7 +269,7 @@ def _packed_scores(
     assert size >= 0, size
     if size > MAX_BYTES:
         raise ResponseTooLarge(matrix.rows, len(columns))
-    return memory.out[:size].tobytes()
+    return memory.written(size)
 
 
 def _put_errors(errors: _Errors, found: Collected) -> None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from components.feature_init import initialize
 from dag.component import Scoring
@@ -34,17 +34,27 @@ __all__ = ["RETRIEVE", "Answered", "InferenceLog", "Served", "Service", "Ticket"
 
 log = logging.getLogger(__name__)
 
+OK: Final = Status.OK  # which an enum looks up each time
+
 RETRIEVE, POINT_WISE, PAIR_WISE, SLATE_WISE = range(4)
 
 
-class Answered(NamedTuple):
-    """The one answer of a request."""
+class Answered:
+    """The one answer of a request.
 
-    status: Status
-    message: str
-    body: bytes
-    request_id: bytes
-    """Unique; the client sees it as trailing metadata, and it is in the request's log."""
+    `request_id` is unique; the client sees it as trailing metadata, and it is in the request's log.
+    """
+
+    __slots__ = ("body", "message", "request_id", "status")
+
+    def __init__(self, status: Status, message: str, body: bytes, request_id: bytes) -> None:
+        self.status = status
+        self.message = message
+        self.body = body
+        self.request_id = request_id
+
+    def __repr__(self) -> str:
+        return f"<Answered {self.status.name} {self.message!r}, {len(self.body)} bytes>"
 
 
 class InferenceLog(Protocol):
@@ -55,19 +65,45 @@ class InferenceLog(Protocol):
         ...
 
 
-class Served(NamedTuple):
-    """A request that was answered, with its matrix still in its slot."""
+class Served:
+    """A request that was answered, with its matrix still in its slot.
 
-    method: int
-    plan: Plan
-    service: bytes
-    """The service config, as JSON."""
-    scoring: Scoring
-    tracking_id: str
-    metadata: Mapping[bytes, bytes]
-    request_id: bytes
-    came_ns: int
-    """Unix time in ns."""
+    `service` is the service config, as JSON; `came_ns` Unix time in ns.
+    """
+
+    __slots__ = (
+        "came_ns",
+        "metadata",
+        "method",
+        "plan",
+        "request_id",
+        "scoring",
+        "service",
+        "tracking_id",
+    )
+
+    def __init__(
+        self,
+        method: int,
+        plan: Plan,
+        service: bytes,
+        scoring: Scoring,
+        tracking_id: str,
+        metadata: Mapping[bytes, bytes],
+        request_id: bytes,
+        came_ns: int,
+    ) -> None:
+        self.method = method
+        self.plan = plan
+        self.service = service
+        self.scoring = scoring
+        self.tracking_id = tracking_id
+        self.metadata = metadata
+        self.request_id = request_id
+        self.came_ns = came_ns
+
+    def __repr__(self) -> str:
+        return f"<Served {self.request_id.decode()} of {self.plan!r}>"
 
 
 class _Refused(Exception):
@@ -197,7 +233,7 @@ class Ticket:
             self.reply(Status.INTERNAL, f"the response could not be built: {type(error).__name__}: {error}")
             return
         self._served = True
-        self.reply(Status.OK, "", out)
+        self.reply(OK, "", out)
 
     def _idle(self, execution: Execution) -> None:
         """Nobody touches the matrix any more."""
