@@ -659,9 +659,10 @@ def _read_decimal(heap, at, end, carriers):
 
 @_inline
 def _to_single(carriers):
-    """The carried float64 of a text as the float32 nearest to the text, 0 when that is infinite.
+    """The carried float64 of a text as the float32 nearest to the text, which becomes the carried number, too.
 
-    False when it may be another one: when the text is not the float64, and that stands between two float32.
+    False when it is infinite, or may be another one: when the text is not the float64, and that stands between two
+    float32.
     """
     _, carried, bits, plain = _carriers(carriers)
     plain.view(np.float64)[0] = carried[0]
@@ -671,14 +672,14 @@ def _to_single(carriers):
         return False
     bits.view(np.float32)[0] = np.float32(carried[0])
     if bits[0] & np.uint32(0x7FFFFFFF) == np.uint32(0x7F800000):
-        bits[0] = 0
+        return False  # too large: alone it is zero, but it spoils a vector
     carried[0] = bits.view(np.float32)[0]  # what is converted further is the number that was read
     return True
 
 
 @_inline
 def _read_integer(heap, at, end, kind, carriers):
-    """Reads an integer of this type, 0 when it is out of range; False when it is none, or not so easy."""
+    """Reads an integer of this type; False when it is none, out of range, or not so easy."""
     signed = kind <= INT64
     negative = heap[at] == 45
     if signed and (negative or heap[at] == 43):
@@ -694,7 +695,7 @@ def _read_integer(heap, at, end, kind, carriers):
     if size < 8:
         most = np.int64(1) << (8 * size - (1 if signed else 0))  # the first that is too large
         if number >= most + (1 if signed and negative else 0):
-            number = np.int64(0)
+            return False  # as in _to_single
     integers, _, _, _ = _carriers(carriers)
     integers[0] = -number if signed and negative else number
     return True
@@ -763,7 +764,7 @@ def gather_numbers(
     The text of row r is heap[starts[r × step + first] …]; step 0: all rows have one. It is a number, or, when
     `count` is not 1, so many with `:` between them. An empty one, and that of row −1, becomes zero bytes.
     Returns how many rows are left to the reference, whose positions are in left [rows]: texts of more than
-    MOST_DIGITS digits, in hexadecimal, infinite, with underscores, no numbers at all, or another number of them.
+    MOST_DIGITS digits, in hexadecimal, infinite, with underscores, out of range, no numbers, or not so many.
     UNUSUAL: types that are not read here (BOOL only if alone), or a text that is not in the heap. Carriers as in
     `gather_cells`, for one element; the caller vouches for rows and `out` as there. Reference: `numbers.parse` or
     `numbers.parse_vectors`, then `numbers.convert`.

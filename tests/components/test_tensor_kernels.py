@@ -303,6 +303,17 @@ def test_vectors_of_three(text: bytes, missed: int) -> None:
     assert missed or out.view(np.float32).tolist() == [[1, 2.5, -3]]
 
 
+@pytest.mark.parametrize("kind", [DataType.INT8, DataType.UINT8, DataType.FP32])
+def test_a_number_out_of_range_is_for_the_reference(kind: DataType) -> None:
+    """Alone it is zero, in a vector it spoils the whole."""
+    rows, out, left = np.zeros(1, np.int32), lines_of(1, 2 * kind.size), np.zeros(1, np.int32)
+    large = b"1e39" if kind is DataType.FP32 else b"300"
+    starts, kinds = np.array([2], np.int64), (int(kind), int(kind))
+    for first, count, size in ((2, 1, 0), (0, 2, 2)):
+        places = array(b"1:" + large), starts - 2 + first, np.array([len(large) + size], np.int32), 1, 0, rows
+        assert gather_numbers(*places, count, *kinds, out, 0, SCRATCH, left) == 1
+
+
 @pytest.mark.parametrize("count", [0, -1])
 def test_vectors_of_nothing(count: int) -> None:
     rows, out, left = np.zeros(1, np.int32), lines_of(1, 4), np.zeros(1, np.int32)

@@ -411,6 +411,8 @@ VECTOR_TEXTS = st.sampled_from(
         b"0x1p3:1",
         b"1.00000000000000001:2",
         b"true:1",
+        b"1:200",
+        b"1e39:1",
     ]
 )
 
