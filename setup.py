@@ -26,7 +26,7 @@ components/scratch.py components/tensors.py components/triton_wire.py components
 dag/component.py dag/executor.py dag/layout.py dag/meters.py dag/schedule.py
 frontdoor/dispatcher.py frontdoor/door.py frontdoor/links.py
 rpc/calls.py rpc/client.py rpc/client_codec.py rpc/client_connection.py rpc/connection.py rpc/endpoint.py
-rpc/hpack.py rpc/limits.py rpc/server_connection.py rpc/timers.py rpc/wire.py
+rpc/frames.py rpc/hpack.py rpc/limits.py rpc/server_codec.py rpc/server_connection.py rpc/timers.py rpc/wire.py
 shared/board.py shared/feature_cache.py shared/frames.py shared/shm_matrix.py
 workers/call_meters.py workers/coalescing.py workers/doors.py workers/meters.py
 workers/requests.py workers/responses.py workers/service.py workers/upstreams.py

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 __all__ = ["Table", "TableError", "figure", "machine", "replace_section"]
 
-_LIBRARIES = ("uvloop", "ngh2", "numba", "numpy", "protobuf", "grpcio")
+_LIBRARIES = ("uvloop", "numba", "numpy", "protobuf", "grpcio")
 
 
 class TableError(Exception):

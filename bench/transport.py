@@ -27,11 +27,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import uvloop
+from ngh2 import Configuration, Connection, DataReceived, Role, Setting
 
 from frontdoor.door import FrontDoor
 from frontdoor.services import METHODS
 from rpc.client import Channel
-from rpc.codec import Configuration, Connection, DataReceived, Header, Role, Setting
+from rpc.http2 import Header
 from rpc.limits import Limits, Stats
 from rpc.server_connection import Routes, ServerConnection
 from rpc.status import Status

@@ -107,13 +107,13 @@ class Call:
         if callback is not None:
             self._connection.guarded(callback)
 
-    def feed(self, data: bytes, limit: int) -> None:
+    def feed(self, data: bytes | memoryview, limit: int) -> None:
         """Takes a piece of the request and updates `held`. Raises RpcError when the request is wrong."""
         if self.reader is None:
             self.reader = MessageReader(limit, self.encoding)
         self._take(self.reader, data)
 
-    def _take(self, reader: MessageReader, data: bytes) -> None:
+    def _take(self, reader: MessageReader, data: bytes | memoryview) -> None:
         raise NotImplementedError
 
     def feed_end(self) -> None:
@@ -148,17 +148,21 @@ class ServerCall(Call):
 
     # -- for the connection --------------------------------------------------------------------------------
 
-    def feed_whole(self, data: bytes, limit: int) -> None:
-        """Takes a request that came in one piece. Raises RpcError when it is wrong."""
-        size = len(data) - PREFIX
+    def feed_whole(self, data: bytes, start: int, end: int, limit: int) -> None:
+        """Takes a request that came in one piece, `data[start:end]`. Raises RpcError when it is wrong."""
+        size = end - start - PREFIX
         # Nearly always: the flag is 0 and the length is that of what follows.
-        if 0 <= size <= limit and data[:PREFIX] == size.to_bytes(PREFIX, "big"):
-            self.body = data[PREFIX:]
+        if (
+            0 <= size <= limit
+            and not data[start]
+            and data[start + 1] << 24 | data[start + 2] << 16 | data[start + 3] << 8 | data[start + 4] == size
+        ):
+            self.body = data[start + PREFIX : end]
         else:
-            self.body = whole_message(data, limit, self.encoding)
+            self.body = whole_message(data[start:end], limit, self.encoding)
         self.complete = True
 
-    def _take(self, reader: MessageReader, data: bytes) -> None:
+    def _take(self, reader: MessageReader, data: bytes | memoryview) -> None:
         size = 0
         for message in reader.feed(data):
             if reader.count > 1:
@@ -223,7 +227,7 @@ class StreamCall(Call):
 
     # -- for the connection --------------------------------------------------------------------------------
 
-    def _take(self, reader: MessageReader, data: bytes) -> None:
+    def _take(self, reader: MessageReader, data: bytes | memoryview) -> None:
         self._inbox += reader.feed(data)
         self.held = reader.held
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from rpc.client_connection import ChannelSettings, ClientCall, ClientConnection, Meter, Method, Reply
-from rpc.codec import Header
 from rpc.endpoint import Connector, Endpoint
+from rpc.http2 import Header
 from rpc.resolver import Address, DnsResolver, Resolver, parse_target
 from rpc.status import Metadata, RpcError, Status
 from rpc.timers import Timers

@@ -8,21 +8,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from rpc.client_codec import (
-    Answer,
-    ClientCodec,
-    Data,
-    Event,
-    Finished,
-    Head,
-    Leaving,
-    SettingsChanged,
-    StreamEnd,
-    Trailers,
-)
-from rpc.codec import ErrorCode, Header, NGH2Error, error_name
-from rpc.connection import FLUSH_BYTES, Http2Connection
+from rpc.client_codec import Answer, ClientCodec, Head
+from rpc.connection import Http2Connection
+from rpc.frames import Data, Event, Finished, Leaving, SettingsChanged, StreamEnd, Trailers
 from rpc.hpack import header_bytes
+from rpc.http2 import ConnectionClosingError, ErrorCode, Header, NoAvailableStreamIDError, error_name
 from rpc.status import RpcError, Status, status_of_http, status_of_reset
 from rpc.wire import (
     PREFIX,
@@ -49,7 +39,6 @@ __all__ = [
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
 _MAX_BLOCKS: Final = 64
-_WHOLE_PIECES: Final = 4 * KiB  # from this size on, on average, pieces are cheaper to write than to join
 _MAX_HEADER_BYTES: Final = 64 * KiB  # of a request: names and values
 _OK: Final = Status.OK  # members of an enum are slow to look up
 
@@ -400,7 +389,7 @@ class ClientConnection(Http2Connection):
             size += len(part)
         try:
             stream_id = codec.send_request(block, parts, field=field, start=message_prefix(size))
-        except NGH2Error as error:
+        except (NoAvailableStreamIDError, ConnectionClosingError) as error:
             # Out of stream ids, or a GOAWAY whose event is still in the batch: no calls here any more.
             self._retire(str(error))
             self._listener.retry(call, Reply(Status.UNAVAILABLE, str(error), retriable=True))
@@ -432,7 +421,7 @@ class ClientConnection(Http2Connection):
 
     def flush(self) -> None:
         super().flush()
-        if not (self._output_cut or self._write_paused or self.closed):
+        if not (self._http.cut or self._write_paused or self.closed):
             self._flushed_id = self._last_id
 
     def give_up(self, call: ClientCall) -> None:
@@ -444,31 +433,9 @@ class ClientConnection(Http2Connection):
         self._http.reset_stream(stream_id, ErrorCode.CANCEL)
         self.mark_dirty()
 
-    # -- the codec -----------------------------------------------------------------------------------------
-
-    def _receive(self, data: bytes | memoryview) -> None:
-        self._http.receive_data(data)
-
-    def _events(self) -> Sequence[Any]:
-        return self._http.events()
-
-    def _write(self, transport: asyncio.Transport) -> int:
-        pieces = self._http.pieces_to_send(FLUSH_BYTES)
-        size = 0
-        for piece in pieces:
-            size += len(piece)
-        if size >= _WHOLE_PIECES * len(pieces) > 0:
-            transport.writelines(pieces)
-        elif size:
-            transport.write(b"".join(pieces))
-        return size
-
-    def _queued(self) -> int:
-        return self._http.queued_body_size()
-
     # -- events --------------------------------------------------------------------------------------------
 
-    def _dispatch(self, events: Sequence[Any]) -> None:
+    def _dispatch(self, events: Sequence[Event]) -> None:
         calls = self._calls
         limit = self._settings.max_message_bytes
         for event in events:

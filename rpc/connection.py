@@ -15,17 +15,11 @@ Rules it keeps:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
-from rpc.codec import (
-    DenialOfServiceError,
-    ErrorCode,
-    NGH2Error,
-    error_name,
-    goaway_frame,
-)
+from rpc.frames import Codec, Event
+from rpc.http2 import ConnectionProtocolError, ErrorCode, error_name
 from rpc.timers import Timers
 
 __all__ = ["FLUSH_BYTES", "Http2Connection", "peer_name"]
@@ -33,6 +27,7 @@ __all__ = ["FLUSH_BYTES", "Http2Connection", "peer_name"]
 KiB: Final = 1024
 FLUSH_BYTES: Final = 256 * KiB
 _WRITE_HIGH_WATER: Final = 512 * KiB
+_WHOLE_PIECES: Final = 4 * KiB  # from this size on, on average, pieces are cheaper to write than to join
 _LINGER: Final = 5.0  # seconds for the last bytes to leave after close()
 
 
@@ -43,28 +38,6 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
         host, port = name[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return name or "unix"
-
-
-class Codec(Protocol):
-    """What a connection asks of either side's codec. Errors are NGH2Errors."""
-
-    @property
-    def want_read(self) -> bool: ...
-
-    @property
-    def want_write(self) -> bool: ...
-
-    def receive_data(self, data: bytes | memoryview, /) -> None: ...
-
-    def events(self) -> Sequence[Any]: ...
-
-    def data_to_send(self, amount: int, /) -> bytes: ...
-
-    def queued_body_size(self) -> int: ...
-
-    def ping(self) -> None: ...
-
-    def send_goaway(self, error_code: int, *, debug_data: bytes) -> None: ...
 
 
 class Http2Connection(asyncio.Protocol):
@@ -96,7 +69,6 @@ class Http2Connection(asyncio.Protocol):
         self._at_end_of_turn = self._flush_if_dirty  # bound once
         self._dirty = False
         self._write_paused = False
-        self._output_cut = False
         self._frame_seconds = frame_seconds
         self._send_stall_seconds = send_stall_seconds
         self._ping_seconds = ping_seconds
@@ -117,28 +89,7 @@ class Http2Connection(asyncio.Protocol):
 
     # -- for subclasses ------------------------------------------------------------------------------------
 
-    # A subclass that says of which class its codec is has these compiled to plain calls.
-
-    def _receive(self, data: bytes | memoryview) -> None:
-        """Has the codec read `data`. Raises NGH2Error."""
-        self.codec.receive_data(data)
-
-    def _events(self) -> Sequence[Any]:
-        """What has happened at the codec since the last time."""
-        return self.codec.events()
-
-    def _write(self, transport: asyncio.Transport) -> int:
-        """Writes what the codec has to send, up to FLUSH_BYTES. Returns how many bytes. Raises NGH2Error."""
-        data = self.codec.data_to_send(FLUSH_BYTES)
-        if data:
-            transport.write(data)
-        return len(data)
-
-    def _queued(self) -> int:
-        """Bytes of messages that the codec has not given out yet."""
-        return self.codec.queued_body_size()
-
-    def _dispatch(self, events: Sequence[Any]) -> None:
+    def _dispatch(self, events: Sequence[Event]) -> None:
         """Handles the events of one batch, in order."""
         raise NotImplementedError
 
@@ -179,24 +130,23 @@ class Http2Connection(asyncio.Protocol):
 
     def _may_send(self) -> bool:
         """Whether a flush may do anything. Nearly always it may not, and to ask costs a fifth of a vain flush."""
-        codec = self.codec
         return (
-            codec.want_write  # the codec has acknowledgements and window updates of its own
-            or not codec.want_read  # it has finished, and says so at the next flush
+            self.codec.want_write  # it has acknowledgements and window updates of its own
             or self._body_taken != self._body_bytes  # what was queued may have been dropped with its stream
         )
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
-            self._receive(data)
-        except NGH2Error as error:
-            self._codec_failed(error)
+            self.codec.receive_data(data)
+        except ConnectionProtocolError as error:
+            self._limit_hit(error.limit)
+            self.close(error.code, str(error))
             return
-        events = self._events()
+        events = self.codec.events()
         if events:
             self._partial_since = 0.0
             self._dispatch(events)
-        elif not self._partial_since:
+        elif not self._partial_since and not self.codec.in_data:
             self._partial_since = self._received_at
 
     def eof_received(self) -> bool:
@@ -237,25 +187,33 @@ class Http2Connection(asyncio.Protocol):
         transport = self._transport
         if self._write_paused or self.closed or transport is None:
             return
-        try:
-            size = self._write(transport)
-        except NGH2Error as error:
-            self._codec_failed(error)
-            return
+        codec = self.codec
+        size = self._write(transport)
         if self._body_taken != self._body_bytes:
-            self._body_taken = self._body_bytes - self._queued()
-        events = self._events()
+            self._body_taken = self._body_bytes - codec.queued_body_size()
+        events = codec.events()
         if size:
             self._sent_bytes += size
             now = self._clock()
             if self._sent_at <= self._received_at:
                 self._asked_at = now
             self._sent_at = now
-            self._output_cut = size >= FLUSH_BYTES
-            if self._output_cut:
+            if codec.cut:
                 self.mark_dirty()
         if events:
             self._dispatch(events)
+
+    def _write(self, transport: asyncio.Transport) -> int:
+        """Writes what the codec has to send, up to FLUSH_BYTES. Returns how many bytes."""
+        pieces = self.codec.pieces_to_send(FLUSH_BYTES)
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+        if size >= _WHOLE_PIECES * len(pieces) > 0:
+            transport.writelines(pieces)
+        elif size:
+            transport.write(b"".join(pieces))
+        return size
 
     # -- ending --------------------------------------------------------------------------------------------
 
@@ -265,10 +223,8 @@ class Http2Connection(asyncio.Protocol):
             return
         transport = self._transport
         if transport is not None and not self._write_paused:
-            # An error here means that the codec is already terminating and has nothing more to say.
-            with contextlib.suppress(NGH2Error):
-                self.codec.send_goaway(code, debug_data=reason.encode("ascii", "replace"))
-                transport.write(self.codec.data_to_send(FLUSH_BYTES))
+            self.codec.send_goaway(code, debug_data=reason.encode("ascii", "replace"))
+            transport.write(self.codec.data_to_send(FLUSH_BYTES))
         self._close_transport()
         self._end(reason or "connection closed")
 
@@ -277,19 +233,6 @@ class Http2Connection(asyncio.Protocol):
         if not self.closed:
             self._limit_hit(limit)
             self.close(code, message)
-
-    def _codec_failed(self, error: NGH2Error) -> None:
-        """The codec gave up and dropped its session: says so to the peer in one hand-made frame."""
-        if self.closed:
-            return
-        message = str(error)
-        is_flood = isinstance(error, DenialOfServiceError)
-        self._limit_hit(_limit_of(message) if is_flood else "protocol")
-        if self._transport is not None and not self._write_paused and not self._output_cut:
-            code = ErrorCode.ENHANCE_YOUR_CALM if is_flood else ErrorCode.PROTOCOL_ERROR
-            self._transport.write(goaway_frame(0, code, message.encode("ascii", "replace")))
-        self._close_transport()
-        self._end(message)
 
     def _session_over(self, error_code: int, debug_data: bytes) -> None:
         """The codec has finished, by GOAWAY of either side; its last bytes are already written."""
@@ -332,9 +275,8 @@ class Http2Connection(asyncio.Protocol):
     def _check_frame(self, now: float) -> None:
         """Ends connections that trickle a frame or a header block.
 
-        The codec does not tell whether it is within one. But a peer that is cannot answer a PING, as nothing
-        may come between: so bytes that complete nothing for half of the time are answered with one, and one
-        that comes back proves that all is well.
+        A peer that is within one cannot answer a PING, as nothing may come between: so bytes that complete
+        nothing for half of the time are answered with one, and one that comes back proves that all is well.
         """
         if not self._partial_since or self._write_paused or self.closed:
             return
@@ -383,12 +325,3 @@ class Http2Connection(asyncio.Protocol):
             self._ping_at = now
             self.codec.ping()
             self.mark_dirty()
-
-
-def _limit_of(message: str) -> str:
-    """The name of the limit that the codec's message is about."""
-    if "configured count" in message:
-        return "header_fields"
-    if "configured size" in message or "CONTINUATION" in message:
-        return "header_bytes"
-    return "control_frames"  # too many unsent acknowledgements

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from rpc.codec import PREFACE
+from rpc.http2 import PREFACE
 from rpc.limits import Limits, Stats
 from rpc.timers import Timers
 

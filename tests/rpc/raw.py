@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from rpc.codec import (
-    PREFACE,
+from ngh2 import (
     Configuration,
     Connection,
     ConnectionClosed,
@@ -20,6 +19,8 @@ from rpc.codec import (
     StreamReset,
     TrailersReceived,
 )
+
+from rpc.http2 import PREFACE
 from rpc.server import Server
 from rpc.testing import MemoryLink, MemoryTransport
 
@@ -77,6 +78,8 @@ class RawClient(asyncio.Protocol):
         finally:
             self.events += self.codec.events()
         self.flush()
+        if not (self.codec.want_read or self.codec.want_write):
+            self.transport.close()  # as all clients with nghttp2: it has heard GOAWAY, and waits for nothing
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -143,6 +146,43 @@ class RawClient(asyncio.Protocol):
             if isinstance(event, GoAwayReceived | ConnectionClosed):
                 found = (event.error_code, event.debug_data)
         return found
+
+
+class Ends:
+    """Two codecs and the bytes between them. Subclasses say what they make of events."""
+
+    client: Any
+    server: Any
+    chunks: Callable[[], int]
+    """How many bytes come at once, each time."""
+
+    def run(self) -> None:
+        """Carries bytes both ways, in pieces, until there are none."""
+        while True:
+            out = self.client.data_to_send(50_000)
+            back = self.server.data_to_send(50_000)
+            if not out and not back:
+                return
+            self._carry(out, self.server.receive_data, self.serve)
+            self._carry(back, self.client.receive_data, self.hear)
+            self.serve()
+            self.hear()
+
+    def _carry(self, data: bytes, to: Callable[[bytes], None], then: Callable[[], None]) -> None:
+        at = 0
+        while at < len(data):
+            size = self.chunks()
+            to(data[at : at + size])
+            then()
+            at += size
+
+    def serve(self) -> None:
+        """Handles the server's events."""
+        raise NotImplementedError
+
+    def hear(self) -> None:
+        """Handles the client's events."""
+        raise NotImplementedError
 
 
 async def settle(seconds: float = 0.0) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ngh2 import Connection, Role
 
 from rpc.calls import ServerCall
 from rpc.client import Channel, ChannelSettings, ClientCall, Reply
-from rpc.codec import PREFACE, Connection, ErrorCode, Role
 from rpc.connection import FLUSH_BYTES
+from rpc.http2 import PREFACE, ErrorCode
 from rpc.server import Limits, Rate, Server
 from rpc.status import RpcError, Status
 from rpc.testing import MemoryListener

@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+from ngh2 import Connection, RequestReceived, Role, StreamReset
 
 from rpc.calls import ServerCall
 from rpc.client import Channel, ChannelSettings, Reply
 from rpc.client_connection import ClientConnection
-from rpc.codec import MAX_STREAM_ID, Connection, ErrorCode, RequestReceived, Role, StreamReset
+from rpc.http2 import MAX_STREAM_ID, ErrorCode
 from rpc.resolver import Address
 from rpc.server import Limits, Server
 from rpc.status import RpcError, Status

@@ -8,35 +8,29 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ngh2 import Connection, DataReceived, GoAwayReceived, RequestReceived, Role, StreamReset
 
-from rpc.client_codec import (
-    Answer,
-    ClientCodec,
+from rpc.client_codec import Answer, ClientCodec, Head
+from rpc.frames import (
     Data,
     Event,
     Finished,
-    Head,
     Leaving,
+    Noted,
     SettingsChanged,
     StreamEnd,
     Trailers,
+    goaway_frame,
 )
-from rpc.codec import (
+from rpc.http2 import (
     MAX_STREAM_ID,
-    Connection,
     ConnectionClosingError,
     ConnectionProtocolError,
-    DataReceived,
     DenialOfServiceError,
     ErrorCode,
-    GoAwayReceived,
     Header,
     NoAvailableStreamIDError,
-    RequestReceived,
-    Role,
     Setting,
-    StreamReset,
-    goaway_frame,
 )
 from tests.rpc.raw import (
     CONTINUATION,
@@ -47,6 +41,7 @@ from tests.rpc.raw import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Ends,
     frame,
 )
 
@@ -94,7 +89,7 @@ def told(client: ClientCodec) -> list[Any]:
     return [
         (type(event), *(getattr(event, name) for name in ATTRIBUTES if hasattr(event, name)))
         for event in parts(client)
-        if type(event) is not _NOTED
+        if not isinstance(event, Noted)
     ]
 
 
@@ -104,17 +99,7 @@ def parts(client: ClientCodec) -> Iterator[Event]:
         yield from event.parts() if isinstance(event, Answer) else (event,)
 
 
-def _noted() -> type[Event]:
-    client = settled()
-    client.receive_data(frame(PING, bytes(8)))
-    (event,) = client.events()
-    return type(event)
-
-
-_NOTED = _noted()
-
-
-class Pair:
+class Pair(Ends):
     """A client, and nghttp2 as its server, which answers each request with its body."""
 
     def __init__(self, chunks: Callable[[], int], *, window: int = WINDOW, frame_bytes: int = 16384) -> None:
@@ -128,27 +113,7 @@ class Pair:
         self.answers: dict[int, bytes] = {}
         self.over: dict[int, int] = {}
 
-    def run(self) -> None:
-        """Carries bytes both ways, in pieces, until there are none."""
-        while True:
-            out = self.client.data_to_send(50_000)
-            back = self.server.data_to_send(50_000)
-            if not out and not back:
-                return
-            self._carry(out, self.server.receive_data, self._serve)
-            self._carry(back, self.client.receive_data, self._hear)
-            self._serve()
-            self._hear()
-
-    def _carry(self, data: bytes, to: Callable[[bytes], None], then: Callable[[], None]) -> None:
-        at = 0
-        while at < len(data):
-            size = self.chunks()
-            to(data[at : at + size])
-            then()
-            at += size
-
-    def _serve(self) -> None:
+    def serve(self) -> None:
         for event in self.server.events():
             if isinstance(event, RequestReceived):
                 self.asked[event.stream_id] = event.headers, b""
@@ -160,7 +125,7 @@ class Pair:
                     self.server.send_data(event.stream_id, body + event.data)
                     self.server.send_trailers(event.stream_id, OK)
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
         for event in parts(self.client):
             if isinstance(event, Head):
                 assert event.headers == HEAD
@@ -348,7 +313,7 @@ def test_an_answer_with_a_difference_is_read_frame_by_frame(old: bytes, new: byt
             return [str(error)]
         events = [type(event) for event in client.events()]
         assert Answer not in events
-        return [kind for kind in events if kind is not _NOTED]
+        return [kind for kind in events if not issubclass(kind, Noted)]
 
     assert heard(client, [whole]) == heard(slow, [whole[at : at + 1] for at in range(len(whole))])
 
@@ -422,26 +387,30 @@ def test_streams_run_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wire", "problem"),
+    ("wire", "code", "problem"),
     [
-        (frame(DATA, b"x", stream=1), "DATA before HEADERS"),
-        (frame(HEADERS, b"", flags=4, stream=1), "HEADERS with the status b''"),
-        (frame(HEADERS, b"\x08\x04abcd", flags=4, stream=1), "HEADERS with the status b'abcd'"),
-        (frame(HEADERS, b"\x08\x03100", flags=5, stream=1), "HEADERS with the status b'100'"),
-        (ANSWER + ANSWER, "a second header block that does not end it"),
-        (frame(WINDOW_UPDATE, bytes(4), stream=1), "WINDOW_UPDATE by 0"),
-        (frame(WINDOW_UPDATE, b"\x7f\xff\xff\xff", stream=1), "WINDOW_UPDATE by 2147483647"),
-        (ANSWER + frame(DATA, bytes(10_001), stream=1), "more DATA than its window of 10000 bytes"),
+        (frame(DATA, b"x", stream=1), ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS"),
+        (frame(HEADERS, b"", flags=4, stream=1), ErrorCode.PROTOCOL_ERROR, "the status b''"),
+        (frame(HEADERS, b"\x08\x04abcd", flags=4, stream=1), ErrorCode.PROTOCOL_ERROR, "the status b'abcd'"),
+        (frame(HEADERS, b"\x08\x03100", flags=5, stream=1), ErrorCode.PROTOCOL_ERROR, "the status b'100'"),
+        (ANSWER + ANSWER, ErrorCode.PROTOCOL_ERROR, "a second header block that does not end it"),
+        (frame(WINDOW_UPDATE, bytes(4), stream=1), ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0"),
+        (frame(WINDOW_UPDATE, b"\x7f\xff\xff\xff", stream=1), ErrorCode.FLOW_CONTROL_ERROR, "by 2147483647"),
+        (
+            ANSWER + frame(DATA, bytes(10_001), stream=1),
+            ErrorCode.FLOW_CONTROL_ERROR,
+            "its window of 10000 bytes",
+        ),
     ],
 )
-def test_mistakes_that_cost_a_stream(wire: bytes, problem: str) -> None:
+def test_mistakes_that_cost_a_stream(wire: bytes, code: ErrorCode, problem: str) -> None:
     client = asking(window=10_000)
     client.receive_data(wire[:-1])
     client.receive_data(wire[-1:])
     (end,) = [event for event in client.events() if isinstance(event, StreamEnd)]
-    assert (end.stream_id, end.error_code) == (1, ErrorCode.PROTOCOL_ERROR)
+    assert (end.stream_id, end.error_code) == (1, code)
     assert problem in end.problem
-    assert frame(RST_STREAM, b"\0\0\0\1", stream=1) in client.data_to_send(WINDOW)
+    assert frame(RST_STREAM, code.to_bytes(4, "big"), stream=1) in client.data_to_send(WINDOW)
     client.send_request(client.encode(FIELDS), [b"x"])  # nobody else is concerned
 
 

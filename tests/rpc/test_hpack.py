@@ -5,18 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ngh2 import Configuration, Connection, RequestReceived, Role
 
-from rpc.codec import (
-    Configuration,
-    Connection,
-    ConnectionProtocolError,
-    DenialOfServiceError,
-    Header,
-    RequestReceived,
-    Role,
-    Setting,
-)
 from rpc.hpack import Decoder, Encoder, header_bytes, never_indexed
+from rpc.http2 import ConnectionProtocolError, DenialOfServiceError, Header, Setting
 from tests.rpc.raw import HEADERS, PREFACE, SETTINGS, frame
 
 LARGE = 1 << 20
