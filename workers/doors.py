@@ -34,11 +34,9 @@ __all__ = ["DoorLink", "Doors", "Scorer", "Ticket"]
 log = logging.getLogger(__name__)
 
 REQUEST_ID: Final = OneField(b"inferflow-request-id")  # trailing metadata of every answer
-LOOK_SECONDS: Final = 0.5
+LOOK_SECONDS = 0.5  # this and MAX_UNSENT are not final, so that tests can have others
 FRAME_OVERHEAD: Final = 64 << 10  # bytes that a request frame may have besides its body: metadata
-MAX_UNSENT: Final = (
-    64 << 20
-)  # bytes of answers that a front door has not read; over that it is taken for dead
+MAX_UNSENT = 64 << 20  # bytes of answers that a front door has not read; over that it is taken for dead
 
 _NO_METADATA: Final[dict[bytes, bytes]] = {}
 
