@@ -27,7 +27,7 @@ from rpc.wire import Body, encode_metadata
 
 __all__ = ["Channel", "ChannelSettings", "ClientCall", "Meter", "Method", "Reply", "connect_socket"]
 
-_USER_AGENT: Final = b"grpc-python-ngh2/1"
+_USER_AGENT: Final = b"grpc-python-inferflow/1"
 _MAX_ATTEMPTS: Final = 3  # of a call that peers refuse
 _RESOLVE_PAUSE: Final = 1.0  # seconds between two look-ups, however often connections fail
 

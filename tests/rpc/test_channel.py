@@ -750,7 +750,7 @@ def test_what_a_request_looks_like() -> None:
             (b":authority", b"10.0.0.1:80"),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
-            (b"user-agent", b"grpc-python-ngh2/1"),
+            (b"user-agent", b"grpc-python-inferflow/1"),
             (b"user-id", b"1"),
             (b"x-bin", b"AA"),
             (b"grpc-timeout", b"2000000u"),
