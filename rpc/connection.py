@@ -66,7 +66,6 @@ class Http2Connection(asyncio.Protocol):
         self._clock = loop.time
         self._timers = Timers.of(loop)
         self._transport: asyncio.Transport | None = None
-        self._at_end_of_turn = self._flush_if_dirty  # bound once
         self._dirty = False
         self._write_paused = False
         self._frame_seconds = frame_seconds
@@ -175,7 +174,7 @@ class Http2Connection(asyncio.Protocol):
         """There is something to send: has it sent at the end of this loop turn."""
         if not self._dirty:
             self._dirty = True
-            self._loop.call_soon(self._at_end_of_turn)
+            self._loop.call_soon(self._flush_if_dirty)
 
     def _flush_if_dirty(self) -> None:
         if self._dirty:

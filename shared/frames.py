@@ -525,7 +525,6 @@ class FrameWriter:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.WriteTransport) -> None:
         self._call_soon = loop.call_soon
-        self._at_end_of_turn = self.flush  # bound once
         self._transport: asyncio.WriteTransport | None = transport
         self._parts: list[bytes] = []
         self._size = 0
@@ -544,7 +543,7 @@ class FrameWriter:
         if self._transport is None:
             return
         if not self._parts:
-            self._call_soon(self._at_end_of_turn)
+            self._call_soon(self.flush)
         self._parts.append(head)
         self._size += len(head)
         if body:

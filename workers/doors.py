@@ -71,18 +71,20 @@ class _Asked:
         self._link = link
         self.id = request_id
         self.ticket: Ticket | None = None
-        """None until it has been taken."""
+        """Until it is over: the ticket knows whom to answer, and together they would be the garbage collector's."""
         self.answered = False
 
     def answer(self, outcome: Answered) -> None:
         """Called by the scorer, maybe before there is a ticket."""
         self.answered = True
+        self.ticket = None
         self._link.answer(self, outcome)
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
-        assert self.ticket is not None  # who cancels comes later than the scorer
-        self.ticket.cancel()
+        ticket, self.ticket = self.ticket, None
+        assert ticket is not None  # who cancels comes later than the scorer
+        ticket.cancel()
 
     def __repr__(self) -> str:
         return f"<_Asked {self.id} of {self._link!r}>"
@@ -161,8 +163,9 @@ class DoorLink(asyncio.Protocol):
         deadline = doors.clock() + request.deadline_us / 1e6 if request.deadline_us else None
         metadata = dict(request.metadata) if request.metadata else _NO_METADATA
         asked = _Asked(self, request.id)
-        asked.ticket = doors.service.handle(request.method, metadata, request.body, deadline, asked.answer)
+        ticket = doors.service.handle(request.method, metadata, request.body, deadline, asked.answer)
         if not asked.answered:
+            asked.ticket = ticket
             self._asked[asked.id] = asked
 
     def answer(self, asked: _Asked, outcome: Answered) -> None:

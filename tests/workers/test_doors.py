@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -297,6 +299,30 @@ def test_a_cancelled_request_is_forgotten(tell: Callable[[Story], None]) -> None
         assert await link.read() == Answer(2, 0, "", WITH_ID, b"two")
 
     tell(story)
+
+
+def test_a_request_that_is_over_is_freed_at_once(tell: Callable[[Story], None]) -> None:
+    """Without the garbage collector, which comes rarely: a request holds its plan, and old plans must go."""
+
+    async def story(world: World) -> None:
+        door = await world.door(0)
+        link = await door.worker()
+        await link.read()
+        link.send(ask(1), ask(2), ask(3, b"echo"))
+        await link.read()
+        ends = [weakref.ref(job) for job in world.service.jobs]
+        world.service.jobs.pop(0).ok(b"one")
+        await link.read()
+        link.send(Cancel(2))
+        await world.service.until(lambda: world.service.jobs[0].cancelled)
+        world.service.jobs.clear()
+        assert [end() for end in ends] == [None, None]
+
+    gc.disable()
+    try:
+        tell(story)
+    finally:
+        gc.enable()
 
 
 def test_idle_waits_for_the_last_request(tell: Callable[[Story], None]) -> None:
