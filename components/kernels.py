@@ -101,6 +101,12 @@ def _kernel(signature: Any) -> Callable[[Function], Function]:
 
 
 @_inline
+def _inside(heap, start, size):
+    """Whether a text stands in the heap."""
+    return start >= 0 and size >= 0 and start + size <= heap.shape[0]
+
+
+@_inline
 def _varint(data, at, end):
     """(value, next) of a varint of at most five bytes; next is MALFORMED when it is longer or runs over."""
     if at < end and data[at] < 0x80:  # nearly always
@@ -244,7 +250,7 @@ def _find_keys(heap, starts, sizes, parts, rows, work):
         for part in range(parts):
             start = starts[part * rows + row]
             size = np.int64(sizes[part * rows + row])
-            if start < 0 or size < 0 or start + size > heap.shape[0]:
+            if not _inside(heap, start, size):
                 return np.int64(MALFORMED)
             if size == 0:
                 whole = False

@@ -22,7 +22,7 @@ from components.kernels import (
     U8,
     U8_OUT,
     _copy,
-    _inline,
+    _inside,
     _kernel,
 )
 
@@ -30,12 +30,6 @@ __all__ = ["gather_part", "join_keys", "merge_texts", "show_values"]
 
 I64_OUT = types.int64[::1]
 SEPARATOR = 124  # |
-
-
-@_inline
-def _inside(heap, start, size):
-    """Whether a text stands in the heap."""
-    return start >= 0 and size >= 0 and start + size <= heap.shape[0]
 
 
 @_kernel(INT(U8, I64, I32, INT, INT, INT, U8_OUT, INT, I64_OUT, I32_OUT))

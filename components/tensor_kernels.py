@@ -37,6 +37,7 @@ from components.kernels import (
     _callee,
     _copy,
     _inline,
+    _inside,
     _kernel,
     _merged,
 )
@@ -789,7 +790,7 @@ def gather_numbers(
             continue
         text = np.int64(rows[i]) * step + first
         start, size = starts[text], np.int64(sizes[text])
-        if start < 0 or size < 0 or start + size > heap.shape[0]:
+        if not _inside(heap, start, size):
             return UNUSUAL
         if step == 0 and i > 0 and missed == 0:
             _copy(flat, at, wide, flat, place)

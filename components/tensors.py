@@ -240,6 +240,14 @@ class _Texts:
         sizes = np.where(lines >= 0, self._sizes[places], 0).tolist()
         return [self._heap[at : at + size].tobytes() for at, size in zip(starts, sizes, strict=True)]
 
+    def fill(self, read_as: DataType, target: DataType, out: Bytes, at: int, size: int) -> None:
+        """Writes the number of each text into out[i, at … at + size − 1]."""
+        left = self.read(1, read_as, target, out, at)
+        if len(left):
+            # Where all rows share one text, they are all left.
+            texts = self.some(left if self._step else left[:1])
+            out[left, at : at + size] = _parsed(texts, read_as, target)
+
 
 def _parsed(texts: Sequence[bytes], read_as: DataType, target: DataType) -> Bytes:
     """The numbers of texts, their bytes [texts, bytes]: the reference of `gather_numbers` where they are single."""
@@ -272,10 +280,7 @@ class _Strings:
             out[:, at : at + size] = 0
             return len(rows)
         assert isinstance(block, VarBlock)
-        texts = _Texts.of_block(block, self._column, rows)
-        left = texts.read(1, self._read_as, self._target, out, at)
-        if len(left):
-            out[left, at : at + size] = _parsed(texts.some(left), self._read_as, self._target)
+        _Texts.of_block(block, self._column, rows).fill(self._read_as, self._target, out, at, size)
         return len(
             rows
         )  # any of them may be absent: that matters only when the request brought the same name
@@ -313,12 +318,7 @@ class _Brought:
         if text is None:
             out[:, at : at + size] = 0
             return 0
-        texts = _Texts.of_column(text, rows)
-        left = texts.read(1, self._read_as, self._target, out, at)
-        if len(left) and text.constant:
-            out[:, at : at + size] = _parsed([text.first()], self._read_as, self._target)
-        elif len(left):
-            out[left, at : at + size] = _parsed(texts.some(left), self._read_as, self._target)
+        _Texts.of_column(text, rows).fill(self._read_as, self._target, out, at, size)
         return 0
 
 

@@ -34,6 +34,7 @@ from components.kernels import (
     _callee,
     _copy,
     _inline,
+    _inside,
     _kernel,
     _put_varint,
     _varint_bytes,
@@ -362,7 +363,7 @@ def collect_values(
             begin = at
             if size:
                 start = from_starts[line, column]
-                if start < 0 or size < 0 or start + size > heap.shape[0]:
+                if not _inside(heap, start, size):
                     return MALFORMED
                 if at + _form_room(kind, size) > out.shape[0]:
                     return NO_ROOM
@@ -396,7 +397,7 @@ def collect_texts(
         size = np.int64(from_sizes[rows[i] * step])
         begin = at
         if size:
-            if start < 0 or size < 0 or start + size > heap.shape[0]:
+            if not _inside(heap, start, size):
                 return MALFORMED
             if at + _form_room(kind, size) > out.shape[0]:
                 return NO_ROOM
@@ -464,11 +465,6 @@ def show_cells(
     return at
 
 
-@_inline
-def _fits(heap, start, size):
-    return start >= 0 and size >= 0 and start + size <= heap.shape[0]
-
-
 @_kernel(INT(INT, U8, I64_2, I32_2, INT, U8_OUT))
 def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, errors: Any, out: Any) -> int:
     """Writes TargetScore messages (1 error, 2 output_values) as field `tag` (its one-byte tag).
@@ -483,7 +479,7 @@ def write_scores(tag: Any, heap: Any, starts: Any, sizes: Any, errors: Any, out:
         inner = 0
         for column in range(columns):
             size = np.int64(sizes[column, row])
-            if not _fits(heap, starts[column, row], size):
+            if not _inside(heap, starts[column, row], size):
                 return MALFORMED
             if size or column >= errors:
                 inner += 1 + _varint_bytes(size) + size
@@ -540,7 +536,7 @@ def write_cell_scores(
     for row in range(rows):
         start, size = starts[row * step], np.int64(sizes[row * step])
         line = np.int64(index[row]) if index.shape[0] else row
-        if not _fits(texts, start, size) or line >= lines:
+        if not _inside(texts, start, size) or line >= lines:
             return MALFORMED
         inner = 1 + _varint_bytes(size) + size
         for column in columns:
@@ -606,7 +602,7 @@ def write_rows(heap: Any, starts: Any, sizes: Any, out: Any) -> int:
         inner = 0
         for column in range(columns):
             start, size = starts[column, row], np.int64(sizes[column, row])
-            if not _fits(heap, start, size):
+            if not _inside(heap, start, size):
                 return MALFORMED
             if not _utf8(heap, start, start + size):
                 return UNUSUAL
@@ -646,7 +642,7 @@ def write_split_texts(
     at = 0
     for i in range(rows.shape[0]):
         start, size = starts[rows[i] * step], np.int64(sizes[rows[i] * step])
-        if not _fits(heap, start, size):
+        if not _inside(heap, start, size):
             return MALFORMED
         if at + size + 7 * count > out.shape[0]:
             return NO_ROOM
@@ -683,7 +679,7 @@ def write_texts(heap: Any, starts: Any, sizes: Any, blanks: Any, out: Any, ends:
     for row in range(rows):
         for column in range(columns):
             start, size = starts[column, row], np.int64(sizes[column, row])
-            if not _fits(heap, start, size):
+            if not _inside(heap, start, size):
                 return MALFORMED
             written = size if size else 3 * np.int64(blanks[column])
             if written < 0 or at + 4 + written > out.shape[0]:
