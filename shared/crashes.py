@@ -31,7 +31,7 @@ class Ends:
     times: tuple[float, ...]
     """The last LOOP_ENDS of them."""
     last: str
-    """How the last one was: `exit status 1`, `SIGKILL`."""
+    """How the last one was: `exit status 1`, `a signal`, `an exit soon after its start`."""
 
     def is_loop(self, now: float) -> bool:
         return len(self.times) == LOOP_ENDS and now - self.times[0] <= LOOP_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,11 @@ def test_a_worker_that_does_not_come_up_is_told_of_and_the_pod_serves_on(upstrea
         said = inferflow(pod, "restart", "worker", code=4)
         pod.run_dir.chmod(0o700)
         assert "worker_1 does not serve after" in said
-        assert "it ends by itself, with exit status 1; its last line: critical: uncaught: RunDirError" in said
+        # within supervisord's startsecs there is no exit status, and a fast start fails just about then
+        how = "(exit status 1|an exit soon after its start)"
+        assert re.search(
+            f"it ends by itself, with {how}; its last line: critical: uncaught: RunDirError", said
+        )
         assert "worker_0 served all the time" in said
         assert titles(pod, "worker") == {"inferflow: worker 0": before}
         status, document = pod.ready()
