@@ -117,7 +117,7 @@ class Layout:
 class LayoutBuilder:
     """Collects columns in config order; `build` freezes them."""
 
-    def __init__(self, mentioned: Iterable[str] = ()) -> None:
+    def __init__(self, mentioned: Iterable[str]) -> None:
         """`mentioned`: names that the config mentions, in order, perhaps again and again."""
         self._blocks: list[BlockSpec] = []
         self._byte: dict[str, ByteColumn] = {}
@@ -145,10 +145,6 @@ class LayoutBuilder:
                 self._byte[name] = column
                 placed.append(column)
             self._blocks.append(BlockSpec(component, width, tuple(placed)))
-
-    def mention(self, name: str) -> int:
-        """The external id of a name that the config mentions."""
-        return self._external.setdefault(name, len(self._external))
 
     def build(self) -> Layout:
         return Layout(tuple(self._blocks), dict(self._byte), dict(self._external))

@@ -34,9 +34,7 @@ def le(*values: float) -> bytes:
 
 def matrix_of(slot: Slot) -> tuple[ShmMatrix, dict[str, object]]:
     """Three rows; `cell` and `var` with a value, an empty one and none; `pair` of two elements; brought columns."""
-    builder = LayoutBuilder()
-    for name in ("cell", "var", "pair", "text", "typed", "both", "nowhere"):
-        builder.mention(name)
+    builder = LayoutBuilder(["cell", "var", "pair", "text", "typed", "both", "nowhere"])
     builder.write("c", [("cell", FP32, 1), ("var", STRING, 1), ("pair", DataType.FP32_VECTOR, 2)])
     layout = builder.build()
     matrix = ShmMatrix(slot, 4, len(layout.blocks), len(layout.external))

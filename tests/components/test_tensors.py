@@ -50,10 +50,7 @@ class Columns:
         typed: Mapping[str, tuple[DataType, Sequence[bytes]]],
         index: Sequence[int] | None = None,
     ) -> None:
-        builder = LayoutBuilder()
-        names = [*fetched, *texts, *typed, "nowhere"]
-        for name in names:
-            builder.mention(name)
+        builder = LayoutBuilder([*fetched, *texts, *typed, "nowhere"])
         builder.write("fetch", [(name, column.kind, column.count) for name, column in fetched.items()])
         self.layout: Layout = builder.build()
         self.rows = rows

@@ -29,7 +29,7 @@ def writers(draw: st.DrawFn) -> dict[str, list[tuple[str, DataType, int]]]:
 
 @given(writers())
 def test_every_column_has_a_place_of_its_own(written: dict[str, list[tuple[str, DataType, int]]]) -> None:
-    builder = LayoutBuilder()
+    builder = LayoutBuilder([])
     for component, columns in written.items():
         builder.write(component, columns)
     layout = builder.build()
@@ -59,7 +59,7 @@ def test_every_column_has_a_place_of_its_own(written: dict[str, list[tuple[str, 
 
 
 def test_a_column_has_one_writer() -> None:
-    builder = LayoutBuilder()
+    builder = LayoutBuilder([])
     builder.write("fetch", [("price", DataType.FP32, 1)])
     with pytest.raises(ValueError, match="column 'price' is written by both 'fetch' and 'rank'"):
         builder.write("rank", [("score", DataType.FP32, 1), ("price", DataType.FP64, 1)])
@@ -67,11 +67,11 @@ def test_a_column_has_one_writer() -> None:
 
 def test_a_component_does_not_write_a_column_twice() -> None:
     with pytest.raises(ValueError, match="column 'price' is written by both 'fetch' and 'fetch'"):
-        LayoutBuilder().write("fetch", [("price", DataType.FP32, 1), ("price", DataType.FP32, 1)])
+        LayoutBuilder([]).write("fetch", [("price", DataType.FP32, 1), ("price", DataType.FP32, 1)])
 
 
 def test_types_of_one_width_share_a_block() -> None:
-    builder = LayoutBuilder()
+    builder = LayoutBuilder([])
     builder.write("c", [("a", DataType.FP32_VECTOR, 2), ("b", DataType.STRING, 1), ("c", DataType.INT64, 1)])
     layout = builder.build()
     a, b, c = (
@@ -83,10 +83,7 @@ def test_types_of_one_width_share_a_block() -> None:
 
 
 def test_a_name_can_be_fetched_and_brought() -> None:
-    builder = LayoutBuilder()
-    assert builder.mention("user") == 0
-    assert builder.mention("price") == 1
-    assert builder.mention("user") == 0
+    builder = LayoutBuilder(["user", "price", "user"])
     builder.write("fetch", [("price", DataType.FP32, 1)])
     layout = builder.build()
     assert layout.source("user") == Source("user", None, 0)
@@ -96,8 +93,7 @@ def test_a_name_can_be_fetched_and_brought() -> None:
 
 
 def test_a_layout_does_not_change_with_its_builder() -> None:
-    builder = LayoutBuilder()
+    builder = LayoutBuilder([])
     layout = builder.build()
-    builder.mention("later")
     builder.write("late", [("late", DataType.FP32, 1)])
     assert (layout.blocks, layout.byte, layout.external) == ((), {}, {})

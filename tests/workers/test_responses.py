@@ -48,9 +48,7 @@ class Table:
     ) -> None:
         self.rows = rows
         self.columns = columns
-        builder = LayoutBuilder()
-        for column in columns:
-            builder.mention(column.name)
+        builder = LayoutBuilder(column.name for column in columns)
         builder.write("c", [(c.name, c.kind, c.count) for c in columns if c.origin == "block"])
         self.layout = builder.build()
         self.matrix = ShmMatrix(slot, rows, len(self.layout.blocks), len(self.layout.external))
