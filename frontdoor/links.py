@@ -87,14 +87,18 @@ class WorkerLink(asyncio.Protocol):
 
     def end(self, reason: str) -> None:
         """Cut the connection. The owner is told at once."""
-        transport, self._transport = self._transport, None
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.drop()
+        transport = self._transport
         if transport is not None:
-            self._reason = reason
             transport.abort()
-            self._owner.worker_gone(self, reason)
+            self._over(reason)
+
+    def _over(self, reason: str) -> None:
+        self._transport = None
+        if self._writer is not None:
+            self._writer.drop()  # it may have been about to send
+            self._writer = None
+        self._reason = reason
+        self._owner.worker_gone(self, reason)
 
     # In
 
@@ -139,6 +143,4 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is not None:
-            self._transport = self._writer = None
-            self._reason = f"connection lost: {error}" if error else "connection closed"
-            self._owner.worker_gone(self, self._reason)
+            self._over(f"connection lost: {error}" if error else "connection closed")

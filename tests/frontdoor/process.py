@@ -132,7 +132,7 @@ class Pod:
         assert books is not None, self.door.lines
         assert (books["in_flight"], books["held_bytes"], books["streams"]) == (0, 0, 0)
         errors = [line for line in self.door.logs if line["level"] in ("error", "critical")]
-        assert errors == []
+        assert not errors, errors
 
     def add_worker(self, index: int = 0, max_in_flight: int = 64, *, ready: bool = True) -> Process:
         """Starts a worker and waits until the door knows its state."""

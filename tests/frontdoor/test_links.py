@@ -149,6 +149,17 @@ def test_a_lost_connection_is_told_once(bench: Bench) -> None:
     assert bench.owner.told == [HELLO, "connection lost: reset by peer"]
 
 
+def test_what_a_turn_would_have_written_is_lost_with_the_connection(bench: Bench) -> None:
+    """uvloop raises when a transport is written to that it has closed."""
+    bench.link.data_received(HELLO.encode())
+    bench.link.write(b"sooner")
+    bench.link.connection_lost(None)
+    bench.link.write(b"later")
+    bench.loop.turn()
+    assert bench.transport.writes == []
+    assert bench.link.unsent == 0
+
+
 def test_nothing_is_written_or_told_after_the_end(bench: Bench) -> None:
     bench.link.data_received(HELLO.encode())
     bench.link.write(b"sooner")
