@@ -92,7 +92,7 @@ class Publisher:
     def start(self) -> None:
         """Publishes for the first time, and goes on."""
         self._thread.start()
-        self._publish()
+        self.publish()
         self._again()
 
     def close(self) -> None:
@@ -100,9 +100,14 @@ class Publisher:
         if self._timer is not None:
             self._timer.cancel()
         self._over = True
-        self._publish()
+        self.publish()
         self._thread.join(CLOSE_SECONDS)
         self._file.remove()
+
+    def publish(self) -> None:
+        """Publishes now, besides."""
+        self._board.gather()
+        self._wake.set()
 
     # --- on the loop's thread
 
@@ -115,12 +120,8 @@ class Publisher:
         self._ticks += 1
         if self._ticks >= TICKS:
             self._ticks = 0
-            self._publish()
+            self.publish()
         self._again()
-
-    def _publish(self) -> None:
-        self._board.gather()
-        self._wake.set()
 
     def _gather_process(self) -> None:
         board = self._board

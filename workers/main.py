@@ -152,7 +152,10 @@ class Worker:
     def _serving(self, version: int, notice: str) -> None:
         if self.doors.state.readiness is not Readiness.DRAINING:
             readiness = Readiness.READY if version else Readiness.NOT_READY
+            is_first = not self.doors.state.version
             self.doors.tell(State(readiness, version, notice))
+            if is_first:
+                self.publisher.publish()  # who waits for this worker need not wait for the next publication
 
     def _connected(self, configs: Collection[str]) -> None:
         self.config_link.connected(tuple(configs))

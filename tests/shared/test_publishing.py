@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,36 @@ def test_what_is_damaged_or_empty_is_no_board(tmp_path: Path) -> None:
     assert read_board(tmp_path, "worker-1") is None
     remove_boards(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_must_be_seen_at_once_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.publishing.LAG_SECONDS", 3600.0)
+
+    def shown() -> bool:
+        board = read_board(tmp_path, "worker-0")
+        assert board is not None
+        return any(record.metric is REQUESTS and record.value == 4 for record in board.records)
+
+    async def main() -> None:
+        board = Board("worker-0")
+        publisher = Publisher(asyncio.get_running_loop(), board, Settings(run_dir=tmp_path))
+        publisher.start()
+        await _until(lambda: read_board(tmp_path, "worker-0") is not None)
+        board.counter(REQUESTS, "m", "pointwise", "OK").value = 4
+        assert not shown()
+        publisher.publish()
+        await _until(shown)
+        publisher.close()
+
+    asyncio.run(main())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come within 30 s")
 
 
 def test_a_process_publishes_from_its_start_to_its_end(
