@@ -20,9 +20,7 @@ from rich.table import Table
 from cli import terminal
 from shared.settings import Settings, SettingsError
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "Show what the pod serves; put, compare, roll back and pin versions."
+__all__ = ["add_arguments", "run"]
 
 DETAILS = """\
 A NAME is a model_config_id, or a key: expression-config/<compute_id>, service-config. A VERSION is a digest or its

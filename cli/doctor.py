@@ -34,9 +34,7 @@ from sidecar.config import opened
 from sidecar.source import CONFIGS, EXPRESSIONS, NotReadYetError, SourceError
 from sidecar.source import Text as SourceText
 
-__all__ = ["HELP", "Finding", "add_arguments", "examine", "run"]
-
-HELP = "Check the environment, the machine, the configs and every upstream, and say what to do."
+__all__ = ["Finding", "add_arguments", "examine", "run"]
 
 DETAILS = """\
 Reads the same environment as the pod and connects to every upstream that the settings and the configs name.

@@ -25,9 +25,7 @@ from inferlog.configs import ConfigFiles
 from inferlog.reader import BadLog, LogMessage, read, table
 from shared.settings import Settings, SettingsError
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "Show the rows of inference logs, typed, from files or from Kafka."
+__all__ = ["add_arguments", "run"]
 
 DETAILS = """\
 A PATH is a file of INFERFLOW_LOG_DIR, a directory of such files, or a file that is one Kafka message. Without one,

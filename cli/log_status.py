@@ -18,9 +18,8 @@ from cli import terminal
 from shared.frames import FrameError, FrameReader, LogQuery, LogStatus
 from shared.settings import Settings, SettingsError
 
-__all__ = ["HELP", "StatusError", "add_arguments", "ask", "run"]
+__all__ = ["StatusError", "add_arguments", "ask", "run"]
 
-HELP = "What became of the rows that were to be logged: acknowledged, dropped and why, still held."
 TIMEOUT: Final = 5.0
 """Seconds for an answer."""
 MAX_ANSWER: Final = 16 << 20

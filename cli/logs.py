@@ -1,28 +1,23 @@
-"""`inferflow logs`: a table of what can be done with inference logs, one module each."""
+"""`inferflow logs`: a table of what can be done with inference logs."""
 
 from __future__ import annotations
 
 import argparse
 
-from cli import log_cat, log_status
+from cli.commands import Command, add_commands
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["add_arguments"]
 
-HELP = "Inference logs: show their rows; say what became of the rows that were to be logged."
-
-_COMMANDS = (("cat", log_cat), ("status", log_status))
+_COMMANDS = (
+    Command("cat", "Show the rows of inference logs, typed, from files or from Kafka.", "cli.log_cat"),
+    Command(
+        "status",
+        "What became of the rows that were to be logged: acknowledged, dropped and why, still held.",
+        "cli.log_status",
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the commands and their arguments."""
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module in _COMMANDS:
-        own = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(own)
-        own.set_defaults(act=module.run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
-    code: int = arguments.act(arguments)
-    return code
+    """Declares the commands."""
+    add_commands(parser, _COMMANDS)

@@ -1,4 +1,4 @@
-"""The `inferflow` command: a table of sub-commands, one module each."""
+"""The `inferflow` command: a table of sub-commands."""
 
 from __future__ import annotations
 
@@ -6,42 +6,54 @@ import argparse
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from cli import config, doctor, logs, pod, probe, status, up, validate
+from cli.commands import Command, add_commands
 
-__all__ = ["COMMANDS", "Command", "main"]
-
-
-class Command(NamedTuple):
-    """One sub-command. `run` gets the parsed arguments and returns the exit code."""
-
-    name: str
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
-def _no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For commands that read only the environment."""
-
-
-def _up(_arguments: argparse.Namespace) -> int:
-    up.main()
+__all__ = ["COMMANDS", "main"]
 
 
 COMMANDS = (
-    Command("up", "Start a pod in the foreground: front doors, workers, config sidecar.", _no_arguments, _up),
-    Command("restart", pod.RESTART_HELP, pod.add_restart, pod.restart),
-    Command("scale", pod.SCALE_HELP, pod.add_scale, pod.scale),
-    Command("probe", probe.HELP, probe.add_arguments, probe.run),
-    Command("status", status.HELP, status.add_arguments, status.run),
-    Command("top", status.TOP_HELP, status.add_top_arguments, status.top),
-    Command("doctor", doctor.HELP, doctor.add_arguments, doctor.run),
-    Command("config", config.HELP, config.add_arguments, config.run),
-    Command("logs", logs.HELP, logs.add_arguments, logs.run),
-    Command("validate", validate.HELP, validate.add_arguments, validate.run),
+    Command(
+        "up",
+        "Start a pod in the foreground: front doors, workers, config sidecar.",
+        "cli.up",
+        add_arguments="",
+    ),
+    Command(
+        "restart",
+        "Restart processes of a running pod one after another, without losing a request.",
+        "cli.pod",
+        "add_restart",
+        "restart",
+    ),
+    Command("scale", "Change the number of workers of a running pod.", "cli.pod", "add_scale", "scale"),
+    Command(
+        "probe", "Ask the pod whether it is alive or ready: for health checks of containers.", "cli.probe"
+    ),
+    Command(
+        "status",
+        "What the processes of the pod do: requests, times, in flight, per model and per upstream.",
+        "cli.status",
+    ),
+    Command("top", "The same, live.", "cli.status", "add_top_arguments", "top"),
+    Command(
+        "doctor",
+        "Check the environment, the machine, the configs and every upstream, and say what to do.",
+        "cli.doctor",
+    ),
+    Command("config", "Show what the pod serves; put, compare, roll back and pin versions.", "cli.config"),
+    Command(
+        "logs",
+        "Inference logs: show their rows; say what became of the rows that were to be logged.",
+        "cli.logs",
+        run="",
+    ),
+    Command(
+        "validate",
+        "Check model configs and say everything that is wrong with them, and where.",
+        "cli.validate",
+    ),
 )
 
 
@@ -49,11 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inferflow", description="Scores rows for online ranking.")
     version = importlib.metadata.version("inferflow")
     parser.add_argument("--version", action="version", version=f"inferflow {version}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        own = commands.add_parser(command.name, help=command.help, description=command.help)
-        command.add_arguments(own)
-        own.set_defaults(run=command.run)
+    add_commands(parser, COMMANDS)
     return parser
 
 

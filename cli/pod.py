@@ -27,8 +27,6 @@ from shared.metrics import CONFIG_VERSION
 from shared.settings import Settings, SettingsError
 
 __all__ = [
-    "RESTART_HELP",
-    "SCALE_HELP",
     "Pod",
     "PodError",
     "add_restart",
@@ -37,9 +35,6 @@ __all__ = [
     "restart",
     "scale",
 ]
-
-RESTART_HELP = "Restart processes of a running pod one after another, without losing a request."
-SCALE_HELP = "Change the number of workers of a running pod."
 
 RESTART_DETAILS = """\
 A PROGRAM is one of supervisord.conf (worker, frontdoor, config, …), or `all`. Each process finishes what it has
@@ -211,10 +206,12 @@ class Pod:
         return next(one for one in self.processes() if one.name == name)
 
     def _serves(self, process: Process) -> bool:
-        if process.state != "RUNNING":  # for a second at least: see startsecs
+        if process.state not in ("STARTING", "RUNNING"):
             return False
-        if process.group == "worker":
+        if process.group == "worker":  # it says so itself, perhaps within supervisord's startsecs
             return self._version(process) > 0
+        if process.state != "RUNNING":
+            return False
         if process.group == "config":
             return self._board(process, "config") is not None
         path = self._socket(process)

@@ -11,9 +11,7 @@ import sys
 
 from shared.settings import Settings, SettingsError
 
-__all__ = ["HELP", "PATHS", "add_arguments", "probe", "run"]
-
-HELP = "Ask the pod whether it is alive or ready: for health checks of containers."
+__all__ = ["PATHS", "add_arguments", "probe", "run"]
 
 DETAILS = """\
 Asks the serving port, or, when clients of that need a certificate (INFERFLOW_TLS_CLIENT_CA), the admin port:

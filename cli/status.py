@@ -21,10 +21,8 @@ from cli.overview import Look, configs, overview
 from shared import crashes
 from shared.settings import Settings, SettingsError
 
-__all__ = ["HELP", "TOP_HELP", "add_arguments", "add_top_arguments", "render", "run", "top"]
+__all__ = ["add_arguments", "add_top_arguments", "render", "run", "top"]
 
-HELP = "What the processes of the pod do: requests, times, in flight, per model and per upstream."
-TOP_HELP = "The same, live."
 NOT_WELL: Final = 1
 NO_POD: Final = 3
 _STYLES = {"up": "green", "hangs": "yellow", "gone": "red"}

@@ -6,6 +6,7 @@ that never becomes ready. Then makes the directories and becomes supervisord.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import math
 import os
@@ -19,7 +20,7 @@ from shared.board_file import remove_boards
 from shared.rundir import RunDirError, private_directory
 from shared.settings import Settings, SettingsError, misspelt
 
-__all__ = ["CONF", "environment", "main"]
+__all__ = ["CONF", "environment", "main", "run"]
 
 CONF = Path(__file__).resolve().parent.parent / "supervisord.conf"
 
@@ -71,6 +72,11 @@ def main() -> NoReturn:
     _append_to_stdout()
     command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONF)]
     os.execve(sys.executable, command, environment(settings, os.environ))
+
+
+def run(_arguments: argparse.Namespace) -> NoReturn:
+    """`inferflow up`."""
+    main()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from dag.problems import Problem
 from sidecar.catalog import judge, read_expression, read_service
 from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, DirectorySource, SourceError, Text, Unreadable
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "Check model configs and say everything that is wrong with them, and where."
+__all__ = ["add_arguments", "run"]
 
 DETAILS = """\
 A FILE is one model config, named after its model_config_id; a directory is either laid out as

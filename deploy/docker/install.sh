@@ -36,6 +36,6 @@ fi
 python=$prefix/venv/bin/python
 "$python" -m compileall -q "$prefix/app" "$prefix/venv/lib"
 cd "$prefix"  # not the checkout, whose packages would be imported
-"$python" -c 'import cli.main, frontdoor.main, sidecar.config, sidecar.logs, workers.main'
+"$python" -c 'import frontdoor.main, inferlog.kernels, sidecar.config, sidecar.logs, workers.main'
 "$pip" uninstall --quiet --yes pip setuptools
 rm -rf "$prefix"/app/*.egg-info/SOURCES.txt

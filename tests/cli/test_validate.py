@@ -188,6 +188,13 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command.name in shown for command in COMMANDS)
 
 
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"usage: inferflow {command} " in capsys.readouterr().out
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tree: Path) -> None:
     for number in range(2000):  # more than a pipe holds
         (tree / "config-map" / f"bad{number}.json").write_bytes(BROKEN)
