@@ -1,15 +1,18 @@
 """What supervisord does for Inferflow besides starting and stopping: a plugin of it, loaded by supervisord.conf.
 
-It keeps the books of processes that end by themselves (`shared.crashes`), remembers the last lines of all of them,
-and changes the number of processes of a program while the others go on, which supervisord by itself cannot. Its
-methods are XML-RPC calls `inferflow.…` on supervisor.sock. Everything here runs in the one thread of supervisord:
-nothing may block, and what raises would end the pod, so a file that cannot be written is told to the log.
+It keeps the books of processes that end by themselves (`shared.crashes`), remembers the last lines of all of
+them, has supervisord see signals at once, and changes the number of processes of a program while the others go
+on, which supervisord by itself cannot. Its methods are XML-RPC calls `inferflow.…` on supervisor.sock. Everything
+here runs in the one thread of supervisord: nothing may block, and what raises would end the pod, so a file that
+cannot be written is told to the log.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from supervisor.xmlrpc import Faults, RPCError
 from shared.board_file import remove_boards
 from shared.crashes import Crashes
 
-__all__ = ["COUNTS", "Supervision", "make"]
+__all__ = ["COUNTS", "Supervision", "Waker", "make"]
 
 COUNTS = {"worker": "INFERFLOW_WORKERS"}
 """Programs whose number can change, and the variable that supervisord.conf takes it from."""
@@ -33,8 +36,61 @@ TAIL = 8 << 10
 def make(supervisord: Any) -> Supervision:
     """The plugin's factory, called once by supervisord."""
     run_dir = Path(os.environ["INFERFLOW_RUN_DIR"])
+    waker = Waker()
+    supervisord.options.get_socket_map()[waker.fileno()] = waker
+    signal.set_wakeup_fd(waker.write_end, warn_on_full_buffer=False)
+    waker.wake()  # the first look starts the processes
     atexit.register(remove_boards, run_dir)  # those of processes that were killed and never came back
     return Supervision(supervisord, run_dir)
+
+
+class Waker:
+    """Ends the wait of supervisord's loop when a signal comes: one more readable file among its others.
+
+    By itself supervisord looks at signals, at what has ended and at what is to be started once a second. What the
+    loop does about one thing shows up in its next turns (a process has ended; it is started again), so a signal
+    is followed by TURNS of them that wait for nothing.
+    """
+
+    TURNS = 3
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe()
+        for end in (self._read_end, self.write_end):
+            os.set_blocking(end, False)
+        self._turns = 0
+
+    def __repr__(self) -> str:
+        return f"<Waker {self._turns} more turns>"
+
+    def fileno(self) -> int:
+        return self._read_end
+
+    def wake(self) -> None:
+        """Has the loop turn at once, as a signal would."""
+        os.write(self.write_end, bytes([signal.SIGCHLD]))
+
+    def close(self) -> None:
+        os.close(self._read_end)
+        os.close(self.write_end)
+
+    # What supervisord's loop asks of a file.
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read_event(self) -> None:
+        if any(os.read(self._read_end, 4096)):  # the number of a signal, as Python writes it
+            self._turns = self.TURNS
+        if self._turns:
+            self._turns -= 1
+            os.write(self.write_end, b"\0")
+
+    def handle_error(self) -> None:
+        traceback.print_exc()
 
 
 class Supervision:

@@ -1,8 +1,14 @@
-"""`inferflow restart`: what it makes of lines of a log. What it does is in tests/e2e/test_restarts.py."""
+"""`inferflow restart`: what it makes of lines of a log; what supervisord's plugin keeps, and when it is woken.
+
+What they do is in tests/e2e/test_restarts.py.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import select
+import signal
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +17,7 @@ import pytest
 
 from cli import main as cli
 from cli.pod import readable
-from cli.supervision import TAIL, Supervision
+from cli.supervision import TAIL, Supervision, Waker
 from shared.logs import JsonFormatter
 
 
@@ -82,3 +88,31 @@ def test_patience_is_a_time(text: str, capsys: pytest.CaptureFixture[str]) -> No
         cli.main(["restart", "worker", "--patience", text])
     assert ended.value.code == 2
     assert "is not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_a_signal_is_followed_by_turns_that_wait_for_nothing() -> None:
+    waker = Waker()
+    poll = select.poll()
+    poll.register(waker, select.POLLIN)
+
+    def turns() -> int:
+        """How often a loop turns before it waits."""
+        count = 0
+        while poll.poll(0):
+            waker.handle_read_event()
+            count += 1
+        return count
+
+    before = signal.set_wakeup_fd(waker.write_end)
+    handler = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        assert turns() == 0
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert turns() == 1 + Waker.TURNS
+        waker.wake()
+        waker.wake()
+        assert turns() == 1 + Waker.TURNS
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
+        signal.set_wakeup_fd(before)
+        waker.close()

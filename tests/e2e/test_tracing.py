@@ -68,6 +68,7 @@ def test_a_traced_request(tmp_path_factory: pytest.TempPathFactory) -> None:
             upstreams=upstreams.port,
             INFERFLOW_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             INFERFLOW_TRACE_RATIO="0",
+            OTEL_BSP_SCHEDULE_DELAY="200",  # ms between two exports; 5 s if nobody says
         ) as pod,
     ):
         body = score("shop", ["a", "b"])
@@ -104,7 +105,10 @@ def test_a_traced_request(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert spans[path].parent_span_id == spans[component].span_id
             (call,) = [call for call in calls if call.path == path]
             assert call.metadata["traceparent"] == f"00-{TRACE}-{spans[path].span_id.hex()}-01"
-        assert f'trace_id="{TRACE}"' in pod.admin("/metrics", accept="application/openmetrics-text")
+        eventually(
+            lambda: f'trace_id="{TRACE}"' in pod.admin("/metrics", accept="application/openmetrics-text"),
+            "the trace is an exemplar",
+        )
 
         pod.call(POINT, score("down", ["a"]), metadata={"traceparent": f"00-{'1' * 32}-{CALLER}-01"})
         failed = "/inference.GRPCInferenceService/ModelInfer"

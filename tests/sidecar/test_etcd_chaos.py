@@ -163,7 +163,7 @@ def mirrored(state: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_whatever_happens_the_mirror_is_what_etcd_holds(seed: int) -> None:
     """Each fault comes at least once. After each round writing stops, and the states are compared."""
 
