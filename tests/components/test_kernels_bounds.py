@@ -59,6 +59,7 @@ def test_kernels_stay_within_their_arrays(tmp_path: Path) -> None:
         "NUMBA_BOUNDSCHECK": "1",
         "NUMBA_CACHE_DIR": str(tmp_path),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis"),
+        "PYTEST_ADDOPTS": "",  # which may select other tests
     }
     run = subprocess.run(
         [sys.executable, "-c", CHECKED, "--hypothesis-profile=thorough", *map(str, TESTS)],
