@@ -232,6 +232,8 @@ class _ListedKeys(Keys):
         if not count:
             return []
         own, work = self._gathered, self._work
+        if count > size:  # other components may use these keys in other threads: ends are noted in a copy
+            work = work[: 2 * own.rows + 1 + (count + size - 1) // size].copy()
         memory = scratch()
         out = memory.out
         while True:
@@ -245,13 +247,8 @@ class _ListedKeys(Keys):
             return None
         if count <= size:
             return [(wanted, out[:written].tobytes())]
-        return _cut(out, self._ends(count, size), [wanted[at : at + size] for at in range(0, count, size)])
-
-    def _ends(self, count: int, size: int) -> list[int]:
-        """Where the batches of so many keys end that were encoded last."""
-        begin = 2 * self._gathered.rows + 1
-        ends: list[int] = self._work[begin : begin + (count + size - 1) // size].tolist()
-        return ends
+        batches = [wanted[at : at + size] for at in range(0, count, size)]
+        return _cut(out, _ends(work, own.rows, len(batches)), batches)
 
     def rows_without(self, part: int) -> Rows:
         rows = self._gathered.rows
@@ -293,7 +290,8 @@ class _AskedKeys(_ListedKeys):
             end = int(work[2 * gathered.rows + 1])
             self._batches = [(all_numbers(count), out[:end].tobytes())]
         else:
-            self._batches = _cut(out, self._ends(count, batch), _numbers(count, batch))
+            numbers = _numbers(count, batch)
+            self._batches = _cut(out, _ends(work, gathered.rows, len(numbers)), numbers)
 
     @classmethod
     def ask(cls, gathered: KeyParts, batch: int) -> _AskedKeys | None:
@@ -324,6 +322,13 @@ class _AskedKeys(_ListedKeys):
 @functools.lru_cache(maxsize=1024)
 def _work_size(rows: int) -> int:
     return key_work(rows)
+
+
+def _ends(work: Rows, rows: int, batches: int) -> list[int]:
+    """Where so many batches end that a kernel wrote, as it noted them in `work`."""
+    begin = 2 * rows + 1
+    ends: list[int] = work[begin : begin + batches].tolist()
+    return ends
 
 
 def _cut(out: Bytes, ends: list[int], numbers: Sequence[Rows]) -> list[tuple[Rows, bytes]]:

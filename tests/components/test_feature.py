@@ -7,22 +7,25 @@ empty value for what it does not know.
 from __future__ import annotations
 
 import itertools
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components import keys
 from components.feature import cause
 from dag.plan import Plan
 from proto import onfs_pb2
 from shared.cache_memory import SMALLEST, cache_segment
 from shared.datatypes import DataType, data_type
 from shared.feature_cache import FeatureCache
-from shared.shm_matrix import Slot
+from shared.shm_matrix import ShmMatrix, Slot, TextColumn
 from tests.components.running import (
     Answer,
     Asked,
@@ -353,6 +356,35 @@ def test_a_cached_component_and_another_one_with_its_keys(reference: bool) -> No
             run(component, got.scoring, store)
         assert store.asked == 3 * [[("a",), ("b",)]]
         assert got.raw("more:real:stock") == [number("more", [key], "real", "stock") for key in "ab"]
+
+
+def test_keys_are_encoded_for_one_component_while_they_are_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with matrix_pool() as slot:
+        matrix = ShmMatrix(slot, 8, 0, 1)
+        matrix.texts[0] = TextColumn.of(slot, [b"k" * length for length in range(1, 9)])
+        shared = keys.distinct_keys(matrix, [0], None, reference=False)
+        wanted = (np.arange(8, dtype=np.int32), np.arange(7, -1, -1, dtype=np.int32))
+        right = [[entries for _, entries in keys.encoded_batches(shared, which, 2)] for which in wanted]
+        got: list[list[bytes]] = []
+
+        def encode(which: npt.NDArray[np.int32]) -> None:
+            got.append([entries for _, entries in shared.batches(which, 2)])
+
+        def interrupted(*arguments: Any) -> Any:
+            """The kernel; before its caller goes on, another thread has its keys encoded."""
+            monkeypatch.setattr(keys, "encode_batches", kernel)
+            written = kernel(*arguments)
+            thread = threading.Thread(target=encode, args=wanted[1:])
+            thread.start()
+            thread.join()
+            return written
+
+        kernel = keys.encode_batches
+        monkeypatch.setattr(keys, "encode_batches", interrupted)
+        encode(wanted[0])
+        assert got == right[::-1]
 
 
 def test_a_column_that_a_component_writes_is_not_the_same_for_all() -> None:
