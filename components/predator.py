@@ -82,8 +82,8 @@ class RequestHeads:
         self._inputs = [(part.name, part.data_type) for part in inputs]
         self._outputs = [output.name for output in outputs]
         self._heads: dict[tuple[int, tuple[tuple[int, ...], ...]], bytes] = {}
-        self._fronts: dict[int, list[bytes]] = {}  # by rows
-        # Without texts and free dims, the number of rows says all about a request but its numbers.
+        self._fronts: dict[tuple[int, ...], list[bytes]] = {}  # by rows and the lengths of the contents
+        # Without texts and free dims, requests of as many rows have the same lengths, or nearly all of them.
         self._rigid = all(part.data_type.size and -1 not in part.shape for part in inputs)
 
     def get(self, rows: int, shapes: Iterable[tuple[int, ...]]) -> bytes:
@@ -119,14 +119,16 @@ class RequestHeads:
 
     def _fronts_of(self, rows: int, tensors: Sequence[Tensor], contents: Sequence[bytes]) -> list[bytes]:
         """What stands before each of the raw contents of so many rows."""
-        fronts = self._fronts.get(rows) if self._rigid else None
+        # A front says how long its content is, and vectors that do not fit are of any length.
+        key = (rows, len(contents[0])) if len(contents) == 1 else (rows, *map(len, contents))
+        fronts = self._fronts.get(key) if self._rigid else None
         if fronts is None:
             fronts = [encode_raw(raw)[0] for raw in contents]
             fronts[0] = self.get(rows, [tensor.shape for tensor in tensors]) + fronts[0]
             if self._rigid:
                 if len(self._fronts) >= self.LIMIT:
                     self._fronts.clear()
-                self._fronts[rows] = fronts
+                self._fronts[key] = fronts
         return fronts
 
 

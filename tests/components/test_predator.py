@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.predator import RequestHeads
+from components.tensors import Tensor, TensorInput
 from dag.plan import Plan
 from proto import triton_pb2
+from shared.datatypes import DataType
 from shared.shm_matrix import Slot
 from tests.components.running import (
     Answer,
@@ -387,6 +389,17 @@ def test_heads_are_kept_but_not_for_ever() -> None:
         request = triton_pb2.ModelInferRequest.FromString(heads.get(rows, []))
         assert request.model_name == "ranker"
     assert len(heads._heads) <= RequestHeads.LIMIT
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_a_request_of_another_length_leaves_later_ones_as_they_are(inputs: int) -> None:
+    """What is kept of one says how long its contents are, so it is only for those of the same lengths."""
+    heads = RequestHeads("ranker", [TensorInput("in", DataType.FP32, (3,), ())] * inputs, ())
+    for row in ((1.0,), (1.0, 2.0, 3.0), (1.0,)):
+        tensors = [Tensor.of_numbers((3,), np.array([row], "<f4"))] * inputs
+        body = b"".join(heads.bodies(tensors, (0, 1))[0])
+        request = triton_pb2.ModelInferRequest.FromString(body)
+        assert list(request.raw_input_contents) == [fp32(*row)] * inputs
 
 
 # ---------------------------------------------------------------- slates
