@@ -231,11 +231,7 @@ class ConfigSidecar:
 
     def judge(self) -> None:
         """Publishes what the source holds, or what an operator put in its place."""
-        try:
-            texts, revisions = self.history.apply(self.texts, self.revisions)
-        except OSError as error:
-            log.error("history cannot be saved", extra={"reason": str(error)})
-            texts, revisions = dict(self.texts), dict(self.revisions)
+        texts, revisions = self.history.apply(self.texts, self.revisions)
         content = self.catalog.update(texts, self._loop.time(), revisions)
         self._log_problems()
         self._publish(content)

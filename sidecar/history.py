@@ -122,26 +122,26 @@ class History:
         return self._ledger.overrides
 
     def override(self, key: str, override: Override) -> None:
-        """Raises OSError."""
-        self._ledger.overrides[key] = override
-        self._save()
+        """Puts an override in the place of what the key has. Raises OSError; then nothing has changed."""
+        self._note({**self.overrides, key: override})
 
     def withdraw(self, key: str) -> bool:
-        """Takes an override away; returns whether there was one. Raises OSError."""
-        found = self._ledger.overrides.pop(key, None)
-        if found is not None:
-            self._save()
-        return found is not None
+        """Takes an override away; returns whether there was one. Raises OSError; then nothing has changed."""
+        if key not in self.overrides:
+            return False
+        self._note({name: one for name, one in self.overrides.items() if name != key})
+        return True
 
     def apply(
         self, texts: Mapping[str, Text], revisions: Mapping[str, int]
     ) -> tuple[dict[str, Text], dict[str, int]]:
         """The texts and revisions of the source, with the overrides in their places.
 
-        Ends rollbacks that are over. Raises OSError when that cannot be noted.
+        Ends rollbacks that are over, also when that cannot be noted on disk.
         """
         seen, numbers = dict(texts), dict(revisions)
-        for key, override in list(self.overrides.items()):
+        lasting = dict(self.overrides)
+        for key, override in self.overrides.items():
             text = texts.get(key)
             if (
                 not override.pinned
@@ -149,7 +149,7 @@ class History:
                 and _digest(text) != override.instead_of
             ):
                 log.info("rollback is over: its source has a newer version", extra={"key": key})
-                self.withdraw(key)
+                del lasting[key]
                 continue
             try:
                 seen[key] = self.text(override.digest)
@@ -157,6 +157,14 @@ class History:
                 log.error("rollback is not possible", extra={"key": key, "reason": str(error)})
                 continue
             numbers[key] = override.revision
+        if lasting != self.overrides:
+            self._ledger.overrides = (
+                lasting  # it is the source that ends a rollback: a restart would find the same
+            )
+            try:
+                self._save()
+            except OSError as error:
+                log.error("history cannot be saved", extra={"reason": str(error)})
         return seen, numbers
 
     # --- on disk
@@ -164,6 +172,14 @@ class History:
     def _add(self, key: str, entry: Entry) -> None:
         self._served[key] = entry
         self._ledger.entries[key] = [entry, *self._ledger.entries.get(key, [])][:KEPT]
+
+    def _note(self, overrides: dict[str, Override]) -> None:
+        before, self._ledger.overrides = self._ledger.overrides, overrides
+        try:
+            self._save()
+        except OSError:
+            self._ledger.overrides = before
+            raise
 
     def _save(self) -> None:
         replace_file(self._path, [msgspec.json.encode(self._ledger)])
