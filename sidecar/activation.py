@@ -157,6 +157,11 @@ class Activation:
         done = sum(pending in worker.prepared for worker in self._workers.values())
         return f"<Activation active {active}, pending {pending}: {done} of {len(self._workers)} workers>"
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether what was published last was not prepared in time, and has neither been served nor begun again."""
+        return self._over or self.overdue is not None
+
     def serving(self, worker: int) -> int | None:
         """The version that a worker was last told to activate. Raises KeyError."""
         return self._workers[worker].serving

@@ -388,6 +388,8 @@ class ConfigSidecar:
             self._activated(done.version, done.late)
         if judge_again:
             self.judge()
+        if not self.activation.is_overdue:
+            self.overdue = {}
         self._set_timers()
 
     def _sealed(self, version: Version) -> tuple[int, int]:
@@ -416,7 +418,6 @@ class ConfigSidecar:
             "late": [self.who(worker) for worker in late],
         }
         log.info("version active", extra=fields)
-        self.overdue = {}
         try:
             self.history.record(content, time.time())
             self._documents.keep_only(self.history.digests.union(content.digests.values()))

@@ -56,11 +56,16 @@ class Steered:
 
 
 @contextlib.asynccontextmanager
-async def steered(run_dir: Path, shelf: Shelf) -> AsyncIterator[Steered]:
+async def steered(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterator[Steered]:
     """A sidecar on a shelf, steered over HTTP on a port of its own."""
     path = run_dir / "config.sock"
     one = ConfigSidecar(
-        asyncio.get_running_loop(), UnixListener(path), shelf, run_dir / "state", check_expressions=True
+        asyncio.get_running_loop(),
+        UnixListener(path),
+        shelf,
+        run_dir / "state",
+        check_expressions=True,
+        limit=limit,
     )
     admin = Admin(Steering(one), run_dir)
     await admin.listen("127.0.0.1", 0)

@@ -151,6 +151,7 @@ def test_it_is_tried_again_when_the_slow_worker_is_done() -> None:
     machine.tick(LIMIT)
     again = Version(3, B)
     assert machine.prepared(2, 2, {}, 11) == [Announce(1, again), Announce(2, again)]
+    assert not machine.is_overdue
     assert machine.due == 11 + LIMIT
     machine.prepared(1, 3, {}, 12)
     assert machine.prepared(2, 3, {}, 12)[0] == Activated(again, ())
@@ -171,7 +172,9 @@ def test_what_was_overdue_is_forgotten_when_something_else_is_published() -> Non
     machine.publish(B, number=2, now=0)
     machine.prepared(1, 2, {}, 1)
     machine.tick(LIMIT)
+    assert machine.is_overdue
     assert machine.publish(A, number=3, now=20) == []  # the edit was taken back
+    assert not machine.is_overdue
     assert machine.prepared(2, 2, {}, 21) == []
     assert machine.active == Version(1, A)
 
@@ -182,6 +185,7 @@ def test_the_first_version_of_all_waits_for_nobody_after_the_limit() -> None:
     machine.joined(1, 0)
     machine.joined(2, 0)
     assert machine.tick(LIMIT) == [Overdue(Version(1, A), (1, 2))]
+    assert machine.is_overdue
     assert machine.due is None
     assert machine.prepared(1, 1, {}, 11) == [Activated(Version(1, A), (2,)), Tell(1, 1)]
     assert machine.prepared(2, 1, {}, 12) == [Tell(2, 1)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.frames import Activate, Notice, Prepared, Subscribe
+from shared.frames import Snapshot as SnapshotFrame
 from shared.snapshot import digest_of
 from sidecar.source import Text
 from tests.sidecar.steered import Steered, steered
@@ -125,6 +128,29 @@ def test_a_pin_holds_whatever_the_source_gets(run_dir: Path) -> None:
         assert "neither pinned nor rolled back" in answer["error"]
 
     story(run_dir, tell, TEXTS)
+
+
+def test_an_edit_that_is_taken_back_is_late_no_more(run_dir: Path) -> None:
+    async def main() -> None:
+        shelf = Shelf(TEXTS)
+        async with steered(run_dir, shelf, limit=0.05) as pod:
+            await pod.until_served("v1")
+            before = pod.worker.link.version
+            # It serves, and then never answers.
+            reader, hanging = await asyncio.open_unix_connection(str(run_dir / "config.sock"))
+            hanging.write(Subscribe(1, os.getpid()).encode() + Prepared(before, {}).encode())
+            told = (Notice(""), SnapshotFrame(before, 0), Activate(before))
+            await reader.readexactly(sum(len(frame.encode()) for frame in told))
+            shelf.put_all({**TEXTS, KEY: v(2)})
+            while (await pod.get("/config/show", key="a"))["state"] != "late":
+                pass  # it is being prepared
+            shelf.put_all(TEXTS)
+            while (item := await pod.get("/config/show", key="a"))["source_revision"] != 3:
+                pass  # not read yet
+            assert (item["state"], item["reasons"]) == ("active", [])
+            hanging.close()
+
+    run(main())
 
 
 def test_a_rollback_outlives_the_process(run_dir: Path) -> None:
