@@ -40,8 +40,8 @@ RESTART_DETAILS = """\
 A PROGRAM is one of supervisord.conf (worker, frontdoor, config, …), or `all`. Each process finishes what it has
 (at most INFERFLOW_DRAIN_SECONDS) before it ends, and is waited for before the next one goes; what it waits for is
 told. When one does not serve, the others are left alone. An only worker is restarted beside a second one, which
-takes the memory of one more worker for as long; with --in-place requests wait for it at the front door instead,
-for up to INFERFLOW_WAIT_MS.
+takes the memory of one more worker for as long, and stays when the first one does not come back: `inferflow scale`
+takes it away. With --in-place requests wait for the worker at the front door instead, for up to INFERFLOW_WAIT_MS.
 Exit code: 0 done, 1 refused, 2 wrong arguments, 3 no pod runs here, 4 a process did not come up."""
 
 SCALE_DETAILS = """\
@@ -157,7 +157,10 @@ class Pod:
 
     @contextlib.contextmanager
     def _covered(self, process: Process) -> Iterator[None]:
-        """While it lasts another worker serves, if `process` is the only one that does."""
+        """While it lasts another worker serves, if `process` is the only one that does.
+
+        That one is taken away again when the body is done; when the body raises, it stays.
+        """
         workers = self._workers()
         if [one.name for one in workers if self._serves(one)] != [process.name]:
             yield
@@ -167,9 +170,15 @@ class Pod:
         try:
             self._set_count(count + 1)
             self._wait_serving(f"worker_{count}")
-            yield
-        finally:
+        except BaseException:
             self._set_count(count)
+            raise
+        try:
+            yield
+        except BaseException:
+            self._say(f"worker_{count}: stays; once {process.name} serves: inferflow scale --workers {count}")
+            raise
+        self._set_count(count)
 
     # --- one process
 

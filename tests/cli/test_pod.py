@@ -1,6 +1,6 @@
-"""`inferflow restart`: what it makes of lines of a log; what supervisord's plugin keeps, and when it is woken.
+"""`inferflow restart`: what it makes of lines of a log, and what it leaves when it gives up.
 
-What they do is in tests/e2e/test_restarts.py.
+What supervisord's plugin keeps, and when it is woken. What they do otherwise is in tests/e2e/test_restarts.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cli import main as cli
-from cli.pod import readable
+from cli.pod import Pod, PodError, readable
 from cli.supervision import TAIL, Supervision, Waker
 from shared.logs import JsonFormatter
+from shared.settings import Settings
 
 
 def line(message: str, error: Exception | None = None, **fields: object) -> str:
@@ -80,6 +82,68 @@ def test_the_last_line_is_bounded_and_fits_into_xml(plugin: Supervision) -> None
     assert len(found) <= TAIL
     assert found.isprintable()
     assert found.endswith("y")
+
+
+class Workers:
+    """A pod of one worker, as supervisord has it; of those started later, number `fail` never serves."""
+
+    def __init__(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch, fail: int) -> None:
+        self.running = {"worker_0": 0}
+        self.starts = 0
+        self.said: list[str] = []
+        self.pod = Pod(
+            Settings.from_env({"INFERFLOW_RUN_DIR": str(run_dir)}), self.said.append, patience=1e-9
+        )
+        monkeypatch.setattr(self.pod, "_call", self.call)
+        monkeypatch.setattr(self.pod, "_serves", lambda process: process.pid != fail)
+
+    def start(self, name: str) -> None:
+        self.starts += 1
+        self.running[name] = self.starts
+
+    def call(self, method: str, *arguments: Any, ignored: int | None = None) -> Any:
+        match method.partition(".")[2], *arguments:
+            case ("getAllProcessInfo",):
+                return [
+                    {"group": "worker", "name": name, "statename": "RUNNING", "pid": pid, "start": 0}
+                    for name, pid in sorted(self.running.items())
+                ]
+            case "setCount", "worker", count:
+                for name in [f"worker_{index}" for index in range(count)]:
+                    if name not in self.running:
+                        self.start(name)
+                return [f"worker:{name}" for name in self.running if int(name[7:]) >= count]
+            case "stopProcess", name:
+                del self.running[name.partition(":")[2]]
+            case "startProcess", name, False:
+                self.start(name.partition(":")[2])
+            case "lastLine", _:
+                return {"pid": 0, "line": ""}
+        return None
+
+
+BESIDE = "worker_1: starts, because no worker but worker_0 serves"
+
+
+def test_a_second_worker_stays_when_the_only_one_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = Workers(tmp_path, monkeypatch, fail=2)
+    with pytest.raises(PodError, match=r"worker_0 does not serve after .*\n.* worker_1 served all the time"):
+        workers.pod.restart(["worker"])
+    assert workers.running == {"worker_0": 2, "worker_1": 1}
+    how = "worker_1: stays; once worker_0 serves: inferflow scale --workers 1"
+    assert workers.said == [BESIDE, "worker_1: serves", "worker_0: stopping", how]
+
+
+def test_a_second_worker_that_does_not_come_up_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = Workers(tmp_path, monkeypatch, fail=1)
+    with pytest.raises(PodError, match=r"worker_1 does not serve after .*\n.* worker_0 served all the time"):
+        workers.pod.restart(["worker"])
+    assert workers.running == {"worker_0": 0}
+    assert workers.said == [BESIDE, "worker_1: stopping"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "soon"])
