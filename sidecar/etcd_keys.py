@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE
+from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, is_key
 
 __all__ = ["EtcdKeys"]
 
@@ -69,5 +69,5 @@ class EtcdKeys:
 
 
 def _with_id(branch: str, name: str) -> str | None:
-    """An id is one segment, and text: what is neither belongs to somebody else."""
-    return branch + name if name and "/" not in name and name.isprintable() else None
+    key = branch + name
+    return key if is_key(key) else None

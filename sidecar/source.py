@@ -1,7 +1,8 @@
 """Where configs come from: a mapping of keys to JSON texts, and word of when to look again.
 
 Keys are those of the config tree: `config-map/<model_config_id>`, `expression-config/<compute_id>` and
-`service-config`. A source reads; it does not judge what it reads.
+`service-config`. An id is one segment of printable characters that does not begin with a dot; what is named
+otherwise belongs to somebody else. A source reads; it does not judge what it reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "SourceError",
     "Text",
     "Unreadable",
+    "is_key",
 ]
 
 CONFIGS = "config-map/"
@@ -31,6 +33,14 @@ EXPRESSIONS = "expression-config/"
 SERVICE = "service-config"
 MAX_DOCUMENT_BYTES = 8 << 20
 """Longest text of one key. Real configs have some 100 kB; a log file in the wrong place has more."""
+
+
+def is_key(key: str) -> bool:
+    """Whether this is a key of the config tree: what every source reads, and what may be written to it."""
+    branch, slash, name = key.partition("/")
+    if branch + slash not in (CONFIGS, EXPRESSIONS):
+        return key == SERVICE
+    return name != "" and name.isprintable() and "/" not in name and not name.startswith(".")
 
 
 class SourceError(Exception):
@@ -87,7 +97,7 @@ class _Mark(NamedTuple):
 
 
 class DirectorySource:
-    """A directory with one `.json` file a key, polled. Other files and hidden ones are left alone.
+    """A directory with one `.json` file a key, polled. Other files are left alone.
 
     A change shows as another modification time, size or inode. Two writes within one tick of the file system's
     clock may leave all three as they are, so a file that was modified just before it was read is read again; the
@@ -195,9 +205,7 @@ class DirectorySource:
         with entries:
             for entry in entries:
                 key = prefix + entry.name.removesuffix(".json")
-                if not entry.name.endswith(".json") or entry.name.startswith("."):
-                    continue
-                if not prefix and key != SERVICE:
+                if not entry.name.endswith(".json") or not is_key(key):
                     continue
                 try:
                     status = entry.stat()

@@ -15,7 +15,7 @@ from shared.snapshot import digest_of
 from sidecar.catalog import Content, read_expression, read_service
 from sidecar.diff import difference
 from sidecar.history import Entry, Override
-from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, SourceError, Text, Unreadable
+from sidecar.source import CONFIGS, EXPRESSIONS, SERVICE, SourceError, Text, Unreadable, is_key
 
 if TYPE_CHECKING:
     from sidecar.config import ConfigSidecar
@@ -134,8 +134,11 @@ class Steering:
     # --- steering
 
     def check(self, name: str, text: bytes) -> dict[str, Any]:
-        """What `put` would do: the verdict, the difference, and the revision that it would replace."""
-        key = key_of(name)
+        """What `put` would do: the verdict, the difference, and the revision that it would replace.
+
+        Raises SteeringError when no source reads this key.
+        """
+        key = _writable(name)
         content = self._content()
         served = content.text(key) if key in content.digests else None
         return {
@@ -148,7 +151,7 @@ class Steering:
 
     async def put(self, name: str, text: bytes, revision: int) -> dict[str, Any]:
         """Writes a good text to the source, if its key still has this revision. Raises SteeringError."""
-        key = key_of(name)
+        key = _writable(name)
         verdict = self.verdict(key, text)
         if not verdict["ok"]:
             raise SteeringError(422, f"{key}: refused", verdict=verdict)
@@ -285,6 +288,14 @@ class Steering:
         if not written:
             raise SteeringError(409, f"{key}: was changed meanwhile (revision {revision} is not its newest)")
         self._sidecar.look()  # a polled source would be seen half a second later
+
+
+def _writable(name: str) -> str:
+    key = key_of(name)
+    if not is_key(key):
+        rule = "an id is one segment of printable characters that does not begin with a dot"
+        raise SteeringError(422, f"{key!r}: nobody would read this: {rule}")
+    return key
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def test_places_that_are_read(place: str, key: str) -> None:
         f"{APP}model-config/config-map",
         f"{APP}model-config/config-map/a/b",
         f"{APP}model-config/config-map/a\nb",
+        f"{APP}model-config/config-map/.a",
         f"{APP}model-config/config-map/\udcff",
         f"{APP}model-config/else/a",
         f"{APP}model-config",

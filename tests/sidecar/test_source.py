@@ -64,7 +64,7 @@ def test_keys_are_those_of_the_tree(root: Path) -> None:
 
 
 def test_other_files_are_left_alone(root: Path) -> None:
-    for name in (".a.json", "a.json~", "a.json.swp", "README.md", ".hidden"):
+    for name in (".a.json", ".json", "a\nb.json", "a.json~", "a.json.swp", "README.md", ".hidden"):
         (root / "config-map" / name).write_bytes(b"x")
     (root / "else.json").write_bytes(b"x")
     assert DirectorySource(root).read() == {}

@@ -242,6 +242,30 @@ def test_put_refuses_what_would_be_refused(run_dir: Path, key: str, text: bytes,
     story(run_dir, tell, TEXTS)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "expression-config/../../outside",
+        "expression-config/team/e",
+        "expression-config/",
+        "expression-config/.e",
+        "expression-config/a\0b",
+        "service-config/compression-enabled",
+        "..",
+    ],
+)
+def test_nothing_is_written_where_nobody_reads(run_dir: Path, key: str) -> None:
+    async def tell(pod: Steered) -> None:
+        for path in ("/config/check", "/config/put"):
+            status, answer = await pod.ask("POST", path, expression("x"), key=key, revision="0")
+            assert status == 422
+            assert "does not begin with a dot" in answer["error"]
+            assert repr(key) in answer["error"] or repr(f"config-map/{key}") in answer["error"]
+        assert pod.shelf.texts == TEXTS
+
+    story(run_dir, tell, TEXTS)
+
+
 def test_what_cannot_be_done_says_why(run_dir: Path) -> None:
     async def tell(pod: Steered) -> None:
         await pod.until_served("v1")
