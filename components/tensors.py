@@ -2,8 +2,8 @@
 
 One `TensorInput` is one input of the model: features side by side, each converted to the input's type. A missing
 or unparsable value is zero (`0.0` as text); a vector is missing as zeros times its own dims. What does not fit at
-all (a vector of another length than its place, a value of another length than its type) is zero too, and marks
-its row.
+all (a vector of another length than its place, vectors that together do not fill the shape, a value of another
+length than its type) is zero too, and marks its row.
 """
 
 from __future__ import annotations
@@ -376,7 +376,7 @@ class TensorInput:
         else:
             self._parts = self._compiled_parts()
             counts = [part.count for part in self._parts or ()]
-            if 0 not in counts:
+            if 0 not in counts and self._fits(sum(counts)):
                 self._fixed, self._elements = tuple(counts), sum(counts)
 
     def _compiled_parts(self) -> tuple[_Part, ...] | None:
@@ -438,6 +438,18 @@ class TensorInput:
         misfits: list[Misfit] = []
         columns = [self._column(matrix, number, rows, misfits) for number in range(len(self.sources))]
         counts = self._counts(columns)
+        if not self._fits(sum(counts)) and not self._is_nowhere(matrix):
+            # What the request left out is of any length then.
+            columns = [
+                _Ragged(source.name, [None] * len(rows), self.data_type)
+                if self._left_out(matrix, source)
+                else column
+                for source, column in zip(self.sources, columns, strict=True)
+            ]
+            fitting = self._fitting(columns)
+            if fitting is None:
+                return self._blank_tensor(columns, sum(counts), misfits), misfits
+            counts = fitting
         parts = [
             column.pad(count, misfits) if isinstance(column, _Ragged) else column
             for column, count in zip(columns, counts, strict=True)
@@ -457,6 +469,8 @@ class TensorInput:
             if 0 in counts:
                 return None
             elements = sum(counts)
+            if not self._fits(elements) and (self._free or not self._is_nowhere(matrix)):
+                return None
         out = empty((len(rows), elements * size), uint8)
         at = 0
         for number, part in enumerate(parts):
@@ -550,7 +564,8 @@ class TensorInput:
         if byte is None:
             brought = fallback(matrix, source, rows)
             if brought is None:  # nowhere, so nothing says that it is a vector: one zero
-                return np.zeros((len(rows), 1), self.data_type.dtype)
+                blank = self._known if self._free and len(self.sources) == 1 else 1
+                return np.zeros((len(rows), blank), self.data_type.dtype)
             return self._convert(number, *brought)
         if byte.width:
             found = cells(matrix, byte, rows)
@@ -604,6 +619,45 @@ class TensorInput:
                 counts[number] = share if share > 0 and not rest else counts[number] or 1
         return counts
 
+    def _fits(self, elements: int) -> bool:
+        """Whether so many elements a row are what the shape says."""
+        return elements % self._known == 0 if self._free else elements == self._known
+
+    def _is_nowhere(self, matrix: ShmMatrix) -> bool:
+        """Whether the only source is neither fetched nor brought: it is one zero, whatever the shape."""
+        return len(self.sources) == 1 and self._left_out(matrix, self.sources[0])
+
+    def _left_out(self, matrix: ShmMatrix, source: Source) -> bool:
+        return source.byte is None and not _any_brought(matrix, (source.external,))
+
+    def _fitting(self, columns: Sequence[Array | _Ragged]) -> list[int] | None:
+        """Elements a row of each column, so that they fill the shape; None when nothing says how they do.
+
+        They are those of most of the rows that fill it.
+        """
+        counts = self._counts(columns)
+        if self._fits(sum(counts)):
+            return counts
+        lengths = zip(*map(_lengths, columns), strict=True)
+        whole = collections.Counter(row for row in lengths if all(row) and self._fits(sum(row)))
+        return list(whole.most_common(1)[0][0]) if whole else None
+
+    def _blank_tensor(
+        self, columns: Sequence[Array | _Ragged], elements: int, misfits: list[Misfit]
+    ) -> Tensor:
+        """Zeros where most rows have so many elements that nothing says which places of the shape they take.
+
+        All rows are misfits but those that have no value at all.
+        """
+        lengths = list(map(_lengths, columns))
+        wanted = f"a multiple of {self._known}" if self._free else f"{self._known}"
+        reason = f"input {self.name!r} has {elements} elements a row, the model takes {wanted}"
+        misfits += [
+            Misfit(position, reason) for position, row in enumerate(zip(*lengths, strict=True)) if any(row)
+        ]
+        zeros = np.zeros((len(lengths[0]), self._known), self.data_type.dtype)
+        return Tensor.of_numbers(self._resolved(self._known), zeros)
+
     def _resolved(self, elements: int) -> tuple[int, ...]:
         if not self._free:
             return self.shape
@@ -630,7 +684,7 @@ class TensorInput:
         lines = [[part or NOTHING for part in text.split(b":")] if text else [] for text in texts]
         count = self._known
         if self._free:
-            count = _usual([len(line) for line in lines if line]) or count
+            count = _usual([len(line) for line in lines if line and self._fits(len(line))]) or count
         for position, line in enumerate(lines):
             if len(line) == count:
                 continue
@@ -696,6 +750,13 @@ class _Ragged:
             else:
                 misfits.append(_wrong_count(position, self.name, len(row), count))
         return out
+
+
+def _lengths(column: Array | _Ragged) -> list[int]:
+    """Elements of each row; 0 of one without a value."""
+    if isinstance(column, _Ragged):
+        return [0 if row is None else len(row) for row in column.rows]
+    return [column.shape[1]] * len(column)
 
 
 def _usual(lengths: Sequence[int]) -> int:

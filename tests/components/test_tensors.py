@@ -339,6 +339,46 @@ def test_a_vector_of_another_length_is_zeros_and_a_misfit() -> None:
             assert misfits == [Misfit(0, "'v' has 1 elements, the model takes 3")]
 
 
+def test_vectors_that_together_do_not_fill_the_shape_are_zeros_and_misfits() -> None:
+    fetched = {
+        "u": vectors(FP32, [1, 2, 3], [1, 2, 3], None),
+        "i": vectors(FP32, [4, 5], [6, 7], None),
+        "some": vectors(FP32, [4, 5], [6, 7, 8], None),
+    }
+    typed = {"t": (FP32.vector, [le(FP32, 1, 2, 3)])}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 3, fetched, {}, typed)
+        tensor, misfits = columns.build(["u", "i"], FP32, [6])
+        assert tensor.cells.view(np.float32).tolist() == [[0] * 6] * 3
+        reason = "input 'in' has 5 elements a row, the model takes 6"
+        assert misfits == [Misfit(0, reason), Misfit(1, reason)]
+        # A row that fills the shape says how long the vectors of the others are to be.
+        tensor, misfits = columns.build(["u", "some"], FP32, [6])
+        assert tensor.cells.view(np.float32).tolist() == [[1, 2, 3, 0, 0, 0], [1, 2, 3, 6, 7, 8], [0] * 6]
+        assert misfits == [Misfit(0, "'some' has 2 elements, the model takes 3")]
+        assert columns.build(["nowhere", "nowhere"], FP32, [5])[1] == []
+        assert columns.values(["t", "t", "nowhere"], FP32, [9]) == [[1, 2, 3, 1, 2, 3, 0, 0, 0]] * 3
+        tensor, misfits = columns.build(["t", "t"], FP32, [2])
+        assert tensor.cells.view(np.float32).tolist() == [[0, 0]] * 3
+        assert [misfit.position for misfit in misfits] == [0, 1, 2]
+
+
+def test_elements_that_leave_a_free_dim_no_size() -> None:
+    fetched = {"v": vectors(FP32, [1, 2, 3], None), "w": vectors(FP32, [1, 2, 3], [1, 2])}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 2, fetched, {"t": [b"a:b:c", b"a:b:c:d"]}, {"one": (FP32, [le(FP32, 1)])})
+        for names in (["v"], ["one"]):
+            tensor, misfits = columns.build(names, FP32, [2, -1])
+            assert (tensor.shape, tensor.cells.view(np.float32).tolist()) == ((2, 1), [[0, 0]] * 2)
+            assert misfits[0].reason.endswith(" elements a row, the model takes a multiple of 2")
+        tensor, misfits = columns.build(["w"], FP32, [2, -1])
+        assert (tensor.shape, tensor.cells.view(np.float32).tolist()) == ((2, 1), [[0, 0], [1, 2]])
+        assert misfits == [Misfit(0, "'w' has 3 elements, the model takes 2")]
+        assert columns.build(["nowhere"], FP32, [2, -1])[0].shape == (2, 1)
+        tensor, misfits = columns.build(["t"], BYTES, [2, -1])
+        assert (tensor.shape, misfits) == ((2, 2), [Misfit(0, "'t' has 3 elements, the model takes 4")])
+
+
 def test_bytes_that_are_no_whole_elements_are_no_vector() -> None:
     with matrix_pool() as slot:
         columns = Columns(
