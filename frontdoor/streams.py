@@ -20,6 +20,7 @@ class Streams:
 
     def __init__(self, handlers: Mapping[bytes, StreamHandler]) -> None:
         self._open: set[StreamCall] = set()
+        self._ended = False
         self._sweep_at = _SWEEP_AT
         self.handlers: Mapping[bytes, StreamHandler] = {
             path: self._remembering(handler) for path, handler in handlers.items()
@@ -30,13 +31,17 @@ class Streams:
         return f"<Streams: {len(self._open)} open or just over>"
 
     def end(self) -> None:
-        """End those that are open, with OK."""
+        """End those that are open, with OK, and each that comes from now on."""
+        self._ended = True
         for call in self._open:
             call.end()
         self._open.clear()
 
     def _remembering(self, handler: StreamHandler) -> StreamHandler:
         def handle(call: StreamCall) -> None:
+            if self._ended:
+                call.end()
+                return
             self._open.add(call)
             # Calls tell their handler of a cancel, not of every end: what is over is looked for, at every
             # doubling, so that many open streams do not make the next one dear.

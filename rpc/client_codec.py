@@ -183,6 +183,11 @@ class ClientCodec(Codec):
         self._sent_id = self._next_id - 2
         return super().pieces_to_send(amount)
 
+    @property
+    def sent_id(self) -> int:
+        """The peer may know of the streams up to this one, and of none behind it."""
+        return self._sent_id
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def _receive_whole(self, stream_id: int, data: bytes, start: int, end: int) -> int:
@@ -272,11 +277,17 @@ class ClientCodec(Codec):
         elif setting == Setting.MAX_CONCURRENT_STREAMS:
             self.max_streams = value
 
+    def _commit(self) -> None:
+        self._sent_id = self._next_id - 2
+        super()._commit()
+
     def _left(self, last_id: int) -> None:
         # What has not been sent must not be any more, and can go somewhere else.
         last_id = min(last_id, self._sent_id)
         self._traffic.clear()
         for stream in list(self._streams.values()):
+            if stream.id > self._sent_id:
+                self._window += self._initial_window - stream.window
             if stream.id > last_id:
                 self._close(stream, _REFUSED_STREAM)
 

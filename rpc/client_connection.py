@@ -40,6 +40,7 @@ KiB: Final = 1024
 MiB: Final = 1024 * KiB
 _MAX_BLOCKS: Final = 64
 _MAX_HEADER_BYTES: Final = 64 * KiB  # of a request: names and values
+_STATUSES: Final = {b"%d" % status: status for status in Status}
 _OK: Final = Status.OK  # members of an enum are slow to look up
 
 
@@ -348,8 +349,6 @@ class ClientConnection(Http2Connection):
         """Whether the peer has answered a call."""
         self._calls: dict[int, ClientCall] = {}
         self._draining = False
-        self._flushed_id = 0  # streams up to this one have been given to the transport
-        self._last_id = 0
         self._good_head: tuple[Header, ...] = ()
         self._good_trailers: tuple[Header, ...] = ()
 
@@ -394,7 +393,7 @@ class ClientConnection(Http2Connection):
             self._retire(str(error))
             self._listener.retry(call, Reply(Status.UNAVAILABLE, str(error), retriable=True))
             return
-        self._last_id = call.stream_id = stream_id
+        call.stream_id = stream_id
         call.connection = self
         call.attempts += 1
         self._calls[stream_id] = call
@@ -418,11 +417,6 @@ class ClientConnection(Http2Connection):
         else:
             self._blocks.clear()
         return block
-
-    def flush(self) -> None:
-        super().flush()
-        if not (self._http.cut or self._write_paused or self.closed):
-            self._flushed_id = self._last_id
 
     def give_up(self, call: ClientCall) -> None:
         """Resets the stream of a call that nobody waits for any more."""
@@ -518,6 +512,8 @@ class ClientConnection(Http2Connection):
         fields = dict(headers)
         status = fields[b":status"]
         if event.end_stream:
+            if self._http.queued_body_size(call.stream_id):
+                self._reset(call.stream_id)  # it wants no more of the body
             del self._calls[call.stream_id]
             call.finish(_reply_of_trailers(headers, call))
         elif status != b"200" or not fields.get(b"content-type", b"").startswith(b"application/grpc"):
@@ -525,8 +521,8 @@ class ClientConnection(Http2Connection):
             self._fail(
                 call,
                 RpcError(
-                    status_of_http(int(status)),
-                    f"not a gRPC answer: HTTP status {status.decode()}, content-type {kind}",
+                    status_of_http(status),
+                    f"not a gRPC answer: HTTP status {status.decode('latin-1')}, content-type {kind}",
                 ),
             )
         else:
@@ -589,7 +585,7 @@ class ClientConnection(Http2Connection):
         self._retire(reason)
         self._listener.connection_lost(self)
         for call in calls:
-            unsent = call.stream_id > self._flushed_id
+            unsent = call.stream_id > self._http.sent_id
             reply = Reply(Status.UNAVAILABLE, f"{self.peer}: {reason}", retriable=unsent)
             if unsent:
                 self._listener.retry(call, reply)
@@ -622,17 +618,17 @@ def _reply_of_trailers(headers: tuple[Header, ...], call: ClientCall) -> Reply:
     code = fields.get(b"grpc-status")
     if code is None:
         http = fields.get(b":status", b"200")
-        status = Status.UNKNOWN if http == b"200" else status_of_http(int(http))
+        status = Status.UNKNOWN if http == b"200" else status_of_http(http)
         return Reply(
             status, f"answer without grpc-status, HTTP status {http.decode('latin-1')}", b"", trailing
         )
     if code == b"0":
         return _reply_of_body(call, trailing)
     message = decode_message(fields.get(b"grpc-message", b""))
-    try:
-        return Reply(Status(int(code)), message, b"", trailing)
-    except ValueError:
+    known = _STATUSES.get(code)
+    if known is None:
         return Reply(Status.UNKNOWN, f"unknown grpc-status {code[:16]!r}: {message}", b"", trailing)
+    return Reply(known, message, b"", trailing)
 
 
 def _reply_of_body(call: ClientCall, trailing: tuple[tuple[bytes, bytes], ...]) -> Reply:

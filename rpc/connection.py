@@ -28,7 +28,7 @@ KiB: Final = 1024
 FLUSH_BYTES: Final = 256 * KiB
 _WRITE_HIGH_WATER: Final = 512 * KiB
 _WHOLE_PIECES: Final = 4 * KiB  # from this size on, on average, pieces are cheaper to write than to join
-_LINGER: Final = 5.0  # seconds for the last bytes to leave after close()
+_LINGER: Final = 5.0  # seconds for the last bytes to be taken after close()
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
@@ -47,6 +47,10 @@ class Http2Connection(asyncio.Protocol):
     # Reading stops while writing is blocked, or a peer that asks and does not listen fills the memory. On one
     # side only: if both did, two ends that send much would wait for each other for ever.
     _reads_while_blocked: bool = False
+    # At the end of a connection: FIN goes behind the last bytes, and the peer is listened to until its own comes.
+    # A socket that is closed at once answers what still comes with a reset, and the kernel throws away what the
+    # peer has not taken yet: the last answers.
+    _lingers: bool = False
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Http2Connection(asyncio.Protocol):
         self._tick_seconds = min([1.0, *(bound / 4 for bound in bounds if bound)])
         self._bucket: set[Any] = set()
         self._closing_at = 0.0
+        self._finished = ""  # why the codec is over; it may have bytes left to send
         self._received_at = self._sent_at = loop.time()
         self._asked_at = 0.0  # when the first bytes were sent after the last ones came
         self._partial_since = 0.0  # since when bytes come without completing a frame; 0 = they do not
@@ -122,8 +127,6 @@ class Http2Connection(asyncio.Protocol):
             view = memoryview(data)
             for start in range(0, len(data), self._feed_bytes):
                 self._feed(view[start : start + self._feed_bytes])
-                if self.closed:
-                    return
         if not (self._dirty or self.closed) and self._may_send():
             self.flush()
 
@@ -135,6 +138,8 @@ class Http2Connection(asyncio.Protocol):
         )
 
     def _feed(self, data: bytes | memoryview) -> None:
+        if self.closed:
+            return
         try:
             self.codec.receive_data(data)
         except ConnectionProtocolError as error:
@@ -201,6 +206,8 @@ class Http2Connection(asyncio.Protocol):
                 self.mark_dirty()
         if events:
             self._dispatch(events)
+        if self._finished:
+            self._end_when_sent()
 
     def _write(self, transport: asyncio.Transport) -> int:
         """Writes what the codec has to send, up to FLUSH_BYTES. Returns how many bytes."""
@@ -234,12 +241,17 @@ class Http2Connection(asyncio.Protocol):
             self.close(code, message)
 
     def _session_over(self, error_code: int, debug_data: bytes) -> None:
-        """The codec has finished, by GOAWAY of either side; its last bytes are already written."""
-        if self.closed:
-            return
-        self._close_transport()
+        """The codec has finished: the peer has said GOAWAY. The last answers may have to leave yet."""
         text = debug_data.decode("latin-1")
-        self._end(f"connection closed, {error_name(error_code)}{': ' if text else ''}{text}")
+        self._finished = f"connection closed, {error_name(error_code)}{': ' if text else ''}{text}"
+        self._end_when_sent()
+
+    def _end_when_sent(self) -> None:
+        if self.codec.want_write:
+            self.mark_dirty()
+        elif not self.closed:
+            self._close_transport()
+            self._end(self._finished)
 
     def abort(self, reason: str) -> None:
         """Cuts the connection without a word: the peer does not listen."""
@@ -249,8 +261,15 @@ class Http2Connection(asyncio.Protocol):
 
     def _close_transport(self) -> None:
         self._closing_at = self._clock()
-        if self._transport is not None:
-            self._transport.close()
+        transport = self._transport
+        if transport is None:
+            return
+        if self._lingers and transport.can_write_eof() and not transport.is_closing():
+            if self._write_paused:
+                transport.resume_reading()
+            transport.write_eof()
+        else:
+            transport.close()
 
     def _end(self, reason: str) -> None:
         if not self.closed:

@@ -677,6 +677,7 @@ class Codec:
             raise DenialOfServiceError(
                 f"SETTINGS of {len(payload)} bytes, at most {6 * _MAX_SETTINGS}", "control_frames"
             )
+        self._commit()
         for at in range(0, len(payload), 6):
             self._set(
                 int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
@@ -684,6 +685,11 @@ class Codec:
         self._settled = True
         self._acknowledge(frame_head(0, SETTINGS, _ACK, 0))
         self._events.append(_SETTINGS_CHANGED)
+
+    def _commit(self) -> None:
+        """Frames that were made under the settings until now leave ahead of the acknowledgement of others."""
+        self._out += self._traffic
+        self._traffic = []
 
     def _set(self, setting: int, value: int) -> None:
         """Takes one of the peer's settings (section 6.5.2)."""

@@ -123,6 +123,8 @@ class _Plan:
 class ServerConnection(Http2Connection):
     """One client's connection. Created by `Server`, or by hand for any asyncio transport."""
 
+    _lingers = True
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,

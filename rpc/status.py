@@ -55,14 +55,14 @@ class RpcError(Exception):
 
 # What an answer without grpc-status means, by its HTTP status ("HTTP to gRPC Status Code Mapping" of gRPC).
 _OF_HTTP = {
-    400: Status.INTERNAL,
-    401: Status.UNAUTHENTICATED,
-    403: Status.PERMISSION_DENIED,
-    404: Status.UNIMPLEMENTED,
-    429: Status.UNAVAILABLE,
-    502: Status.UNAVAILABLE,
-    503: Status.UNAVAILABLE,
-    504: Status.UNAVAILABLE,
+    b"400": Status.INTERNAL,
+    b"401": Status.UNAUTHENTICATED,
+    b"403": Status.PERMISSION_DENIED,
+    b"404": Status.UNIMPLEMENTED,
+    b"429": Status.UNAVAILABLE,
+    b"502": Status.UNAVAILABLE,
+    b"503": Status.UNAVAILABLE,
+    b"504": Status.UNAVAILABLE,
 }
 
 # What a stream reset means, by its HTTP/2 error code ("Errors" of gRPC over HTTP/2).
@@ -74,7 +74,7 @@ _OF_RESET = {
 }
 
 
-def status_of_http(code: int) -> Status:
+def status_of_http(code: bytes) -> Status:
     """The status of an answer that has HTTP status `code` and no grpc-status."""
     return _OF_HTTP.get(code, Status.UNKNOWN)
 

@@ -77,6 +77,7 @@ class MemoryTransport(asyncio.Transport):
         self._scheduled = False
         self._closing = False
         self._lost = False
+        self._ended = False
         self._reading = True
         self._writing_paused = False
         self._high = 64 * 1024
@@ -112,6 +113,8 @@ class MemoryTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing:
             return
+        if self._ended:
+            raise RuntimeError("nothing can be written behind the end of file")
         self.written += len(data)
         self._buffer += data
         self._schedule()
@@ -129,6 +132,14 @@ class MemoryTransport(asyncio.Transport):
 
     def is_reading(self) -> bool:
         return self._reading and not self._closing
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Ends this direction when everything written has been delivered."""
+        self._ended = True
+        self._schedule()
 
     def close(self) -> None:
         """Ends the link when everything written has been delivered."""
@@ -178,6 +189,8 @@ class MemoryTransport(asyncio.Transport):
                 self._schedule()
         elif self._closing and not self._lost:
             self.lose(None)
+            peer._end_of_file()
+        elif self._ended:
             peer._end_of_file()
 
     def _deliver_some(self, peer: MemoryTransport) -> None:

@@ -227,6 +227,15 @@ def test_settings_count_at_once() -> None:
     assert client.queued_body_size() == 0
 
 
+def test_what_was_made_under_old_settings_leaves_before_new_ones_are_acknowledged() -> None:
+    client = settled()
+    stream = client.send_request(client.encode(FIELDS), [bytes(100)])
+    client.receive_data(frame(SETTINGS, b"\0\4\0\0\0\x0a"))  # windows of 10 bytes
+    assert client.sent_id == stream
+    out = client.data_to_send(WINDOW)
+    assert out.index(bytes(100)) < out.index(frame(SETTINGS, flags=ACK))
+
+
 def test_windows_are_given_back_when_half_is_used() -> None:
     client = asking(window=100_000)
     client.receive_data(ANSWER)
@@ -365,6 +374,18 @@ def test_goaway_takes_back_what_has_not_been_sent() -> None:
     client.receive_data(ANSWER + END)
     assert told(client)[-2:] == [(StreamEnd, 0, "", 1), (Finished, b"bye", 0)]
     assert not client.want_read
+
+
+def test_what_is_taken_back_has_used_no_window() -> None:
+    client = settled(settings=b"\0\4\0\x10\0\0")  # windows of 1 MiB
+    client.send_request(client.encode(FIELDS), [bytes(100_000)])
+    assert len(client.data_to_send(WINDOW)) > 65_535
+    client.receive_data(frame(WINDOW_UPDATE, (65_535).to_bytes(4, "big")))
+    for _ in range(4):
+        client.send_request(client.encode(FIELDS), [bytes(16_000)])
+    client.receive_data(goaway_frame(1, 0, b""))
+    client.data_to_send(WINDOW)
+    assert client.queued_body_size() == 0
 
 
 def test_goaway_refuses_the_streams_above_the_last_one() -> None:

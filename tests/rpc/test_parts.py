@@ -199,7 +199,10 @@ def test_targets_that_are_none(text: str) -> None:
 
 
 def test_statuses_of_other_layers() -> None:
-    assert [status_of_http(code) for code in (400, 401, 403, 404, 429, 502, 503, 504, 500)] == [
+    assert [
+        status_of_http(code)
+        for code in (b"400", b"401", b"403", b"404", b"429", b"502", b"503", b"504", b"500", b"odd")
+    ] == [
         Status.INTERNAL,
         Status.UNAUTHENTICATED,
         Status.PERMISSION_DENIED,
@@ -208,6 +211,7 @@ def test_statuses_of_other_layers() -> None:
         Status.UNAVAILABLE,
         Status.UNAVAILABLE,
         Status.UNAVAILABLE,
+        Status.UNKNOWN,
         Status.UNKNOWN,
     ]
     assert status_of_reset(7) is Status.UNAVAILABLE

@@ -614,6 +614,15 @@ def test_no_more_bytes_at_once_than_asked_for() -> None:
         assert 0 < len(server.data_to_send(100_000)) <= 100_000 or not server.queued_body_size()
 
 
+def test_what_was_made_under_old_settings_leaves_before_new_ones_are_acknowledged() -> None:
+    server = asked()
+    answer(server, 1, bytes(100))
+    server.receive_data(frame(SETTINGS, b"\0\1\0\0\0\0\0\4\0\0\0\x0a"))  # no table, windows of 10 bytes
+    out = server.data_to_send(LARGE)
+    assert out.index(bytes(100)) < out.index(frame(SETTINGS, flags=ACK))
+    assert out.endswith(frame(SETTINGS, flags=ACK))
+
+
 # -- what is on its way for streams that are over ----------------------------------------------------------
 
 
