@@ -95,14 +95,19 @@ def text_of(values: Sequence[bytes], kind: DataType) -> list[bytes]:
     if kind.element is DataType.STRING:
         return list(values)
     if kind.is_vector:
-        decoded = [elements(raw, kind) if raw else None for raw in values]
-        return [b"" if d is None else numbers.vector_text(d, kind.element) for d in decoded]
+        forms = {raw: _vector_form(raw, kind) for raw in set(values)}  # all rows may have the same
+        return [forms[raw] for raw in values]
     size = kind.size
     if all(len(raw) == size for raw in values):
         return numbers.text(np.frombuffer(b"".join(values), kind.dtype), kind)
     fits = [raw for raw in values if len(raw) == size]
-    forms = iter(numbers.text(np.frombuffer(b"".join(fits), kind.dtype), kind))
-    return [next(forms) if len(raw) == size else b"" for raw in values]
+    numbers_of = iter(numbers.text(np.frombuffer(b"".join(fits), kind.dtype), kind))
+    return [next(numbers_of) if len(raw) == size else b"" for raw in values]
+
+
+def _vector_form(raw: bytes, kind: DataType) -> bytes:
+    found = elements(raw, kind) if raw else None
+    return b"" if found is None else numbers.vector_text(found, kind.element)
 
 
 def texts(matrix: ShmMatrix, source: Source, rows: Rows) -> list[bytes]:

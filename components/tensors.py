@@ -240,6 +240,12 @@ class _Texts:
         sizes = np.where(lines >= 0, self._sizes[places], 0).tolist()
         return [self._heap[at : at + size].tobytes() for at, size in zip(starts, sizes, strict=True)]
 
+    def distinct(self, positions: Rows) -> tuple[list[bytes], npt.NDArray[np.intp]]:
+        """The texts at these positions, those of one place once, and which of them each position has."""
+        places = self._lines[positions] * self._step + self._first
+        _, first, which = np.unique(places, return_index=True, return_inverse=True)
+        return self.some(positions[first]), which
+
     def fill(self, read_as: DataType, target: DataType, out: Bytes, at: int, size: int) -> None:
         """Writes the number of each text into out[i, at … at + size − 1]."""
         left = self.read(1, read_as, target, out, at)
@@ -500,11 +506,17 @@ class TensorInput:
         misfits: list[Misfit] = []
         left = texts.read(count, kind, kind, out, 0)
         if len(left):
-            column = _Ragged(self.sources[0].name, numbers.parse_vectors(texts.some(left), kind), kind)
-            out[left] = column.pad(count, misfits).view(np.uint8)
-        positions = left.tolist()
-        moved = [Misfit(positions[misfit.position], misfit.reason) for misfit in misfits]
-        return Tensor(self._resolved(count), out, b"", NO_ENDS), moved
+            lines, which = texts.distinct(left)
+            found: list[Misfit] = []
+            column = _Ragged(self.sources[0].name, numbers.parse_vectors(lines, kind), kind)
+            out[left] = column.pad(count, found).view(np.uint8)[which]
+            reasons = dict(found)
+            misfits += [
+                Misfit(position, reasons[number])
+                for position, number in zip(left.tolist(), which.tolist(), strict=True)
+                if number in reasons
+            ]
+        return Tensor(self._resolved(count), out, b"", NO_ENDS), misfits
 
     def _collect(self, matrix: ShmMatrix, rows: Rows, runs: Sequence[ColumnRun]) -> Tensor | None:
         """The tensor of texts by kernels; None when a cell needs a closer look."""
@@ -587,13 +599,15 @@ class TensorInput:
         name, target = self.sources[number].name, self.data_type
         if kind.element is DataType.STRING:
             if self._text_vector:
-                return _Ragged(name, [numbers.parse_vector(v, target) if v else None for v in values], target)
+                parsed = {text: numbers.parse_vector(text, target) if text else None for text in set(values)}
+                return _Ragged(name, [parsed[text] for text in values], target)
             read_as = self._text_types[number].element
             if read_as is DataType.STRING:
                 read_as = target
             return numbers.convert(numbers.parse(values, read_as), read_as, target).reshape(-1, 1)
         if kind.is_vector:
-            return _Ragged(name, [_element_wise(raw, kind, target) for raw in values], target)
+            converted = {raw: _element_wise(raw, kind, target) for raw in set(values)}
+            return _Ragged(name, [converted[raw] for raw in values], target)
         size = kind.size
         blank = bytes(size)
         packed = b"".join(raw if len(raw) == size else blank for raw in values)
@@ -681,7 +695,9 @@ class TensorInput:
 
     def _split(self, texts: Sequence[bytes], misfits: list[Misfit]) -> list[list[bytes]]:
         """Texts such as `a:b:c` as their elements, in every row the same number of them."""
-        lines = [[part or NOTHING for part in text.split(b":")] if text else [] for text in texts]
+        # A text that many rows have is split once.
+        parts = {text: [part or NOTHING for part in text.split(b":")] if text else [] for text in set(texts)}
+        lines = [parts[text] for text in texts]
         count = self._known
         if self._free:
             count = _usual([len(line) for line in lines if line and self._fits(len(line))]) or count

@@ -476,6 +476,28 @@ def test_kernels_and_reference_read_vectors_alike(
         columns.build(["n", "v"], target, [2], asked)  # the text of one number, whatever it holds
 
 
+@pytest.mark.parametrize("shape", [[3], [2, -1]])
+def test_what_all_rows_have_is_parsed_once(shape: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row costs nothing of what a long value costs, even where it is not what the model takes."""
+    parsed: list[bytes] = []
+    original = numbers.parse_vectors
+
+    def parse(texts: Sequence[bytes], target: DataType) -> list[Any]:
+        parsed.extend(texts)
+        return original(texts, target)
+
+    monkeypatch.setattr(numbers, "parse_vectors", parse)
+    with matrix_pool() as slot:
+        fetched = {"f": Fetched(DataType.STRING, 0, [b"4:5:6:7:8", None])}
+        columns = Columns(slot, 6, fetched, {"t": [b"1:2:3:4:5"]}, {}, index=[0, 1, 0, 0, -1, 0])
+        for name, marked in (("t", [0, 1, 2, 3, 4, 5]), ("f", [0, 2, 3, 5])):
+            parsed.clear()
+            tensor, misfits = columns.build([name], FP32, shape)
+            assert not tensor.cells.any()
+            assert [misfit.position for misfit in misfits] == marked
+            assert len([text for text in parsed if text]) == 2  # the kernels' way and the reference
+
+
 def test_a_text_is_a_vector_only_where_it_stands_alone() -> None:
     with matrix_pool() as slot:
         columns = Columns(slot, 1, {}, {"t": [b"1:2"], "u": [b"3"]}, {})
