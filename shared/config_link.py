@@ -63,7 +63,8 @@ class ConfigFollower(Protocol):
     async def prepare(self, version: int, document: bytes | memoryview) -> Outcome:
         """Prepares a version. When it raises, the link is closed and made anew, later each time.
 
-        One at a time; it is cancelled when the connection is lost.
+        One at a time; it is cancelled when the connection is lost over which the version came, and when a sidecar
+        announces another.
         """
         ...
 
@@ -76,7 +77,10 @@ class ConfigFollower(Protocol):
         ...
 
     def saved(self) -> tuple[int, bytes] | None:
-        """The version that was saved last, and its document: asked once, when no sidecar is there at the start."""
+        """The version that was saved last, and its document.
+
+        Asked while no version is active, each time that no sidecar has been there for a while.
+        """
         ...
 
 
@@ -106,6 +110,7 @@ class ConfigLink:
         self._prepared: dict[int, Outcome] = {}
         self._stream: FdStream[_FromSidecar] | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._preparing_saved = False  # of the last preparation: whether it was not announced but saved
         self._retry: asyncio.TimerHandle | None = None
         self._alone: asyncio.TimerHandle | None = None
         self._wait = FIRST_WAIT
@@ -117,7 +122,7 @@ class ConfigLink:
 
     def start(self) -> None:
         """Connects, now or as soon as the sidecar is there, and again whenever the connection is lost."""
-        self._alone = self._loop.call_later(ALONE, self._start_alone)
+        self._start_alone_later()
         self._connect()
 
     async def close(self) -> None:
@@ -171,9 +176,12 @@ class ConfigLink:
 
     def _lost(self, reason: str) -> None:
         self._stream = None
-        self._stop_preparing()
+        if not self._preparing_saved:
+            self._stop_preparing()
         if not self._closed:
             log.warning("config sidecar lost", extra={"reason": reason, "version": self.version})
+            if not self.version:
+                self._start_alone_later()
             self._try_again()
 
     def _on_frame(self, frame: _FromSidecar) -> None:
@@ -213,6 +221,7 @@ class ConfigLink:
             os.close(fd)
         self._stop_preparing()  # what was saved, if anything: this is newer, or the same
         self._preparing = self._loop.create_task(self._prepare(self._stream, frame.version, document))
+        self._preparing_saved = False
 
     async def _prepare(self, stream: FdStream[_FromSidecar], version: int, document: memoryview) -> None:
         try:
@@ -248,6 +257,11 @@ class ConfigLink:
 
     # --- without a sidecar
 
+    def _start_alone_later(self) -> None:
+        if self._alone is not None:
+            self._alone.cancel()
+        self._alone = self._loop.call_later(ALONE, self._start_alone)
+
     def _start_alone(self) -> None:
         self._alone = None
         if self._stream is not None or self.version or self._preparing is not None:
@@ -256,6 +270,7 @@ class ConfigLink:
         saved = self._follower.saved()
         if saved is not None:
             self._preparing = self._loop.create_task(self._serve_saved(*saved))
+            self._preparing_saved = True
 
     def _begin_cache(self) -> None:
         if self._cache is None:
@@ -267,7 +282,8 @@ class ConfigLink:
 
     async def _serve_saved(self, version: int, document: bytes) -> None:
         try:
-            self._prepared[version] = await self._follower.prepare(version, document)
+            if version not in self._prepared:
+                self._prepared[version] = await self._follower.prepare(version, document)
         except Exception:
             log.exception("saved version could not be prepared", extra={"version": version})
             self._preparing = None

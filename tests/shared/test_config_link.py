@@ -329,6 +329,55 @@ def test_without_a_sidecar_it_starts_from_what_was_saved(
     run(main())
 
 
+@pytest.mark.parametrize("announced", [False, True])
+def test_when_the_first_sidecar_is_lost_before_it_activates_it_starts_from_what_was_saved(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    announced: bool,
+) -> None:
+    monkeypatch.setattr("shared.config_link.ALONE", 0.05)
+
+    async def main() -> None:
+        sidecar, worker = Sidecar(tmp_path / "s"), Worker(tmp_path / "s")
+        worker.on_disk = (6, b"six")
+        worker.link.start()
+        await sidecar.accept()
+        if announced:
+            sidecar.announce(6, b"six")
+            await sidecar.heard.get()
+        await asyncio.sleep(0.1)
+        assert worker.activated == []
+        sidecar.end()
+        await worker.until_active(6)
+        assert worker.prepared == [(6, b"six")]
+        await worker.link.close()
+
+    run(main())
+
+
+def test_a_sidecar_that_comes_and_goes_does_not_end_the_preparation_of_what_was_saved(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        worker = Worker(tmp_path / "s")
+        worker.on_disk = (6, b"six")
+        worker.slow.clear()
+        worker.link.start()
+        await worker.asked.wait()
+        sidecar = Sidecar(tmp_path / "s")
+        await sidecar.accept()
+        sidecar.hang_up()
+        await sidecar.accept()
+        worker.slow.set()
+        await worker.until_active(6)
+        assert worker.prepared == [(6, b"six")]
+        await worker.link.close()
+        sidecar.end()
+
+    run(main())
+
+
 @pytest.mark.parametrize("saved", [None, (5, b"five")])
 def test_without_a_sidecar_and_nothing_good_saved_it_goes_on_looking(
     run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path, saved: tuple[int, bytes] | None
