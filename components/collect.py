@@ -57,6 +57,7 @@ def collect(
             break
         memory = scratch()
         if limit is not None and len(memory.heap) >= limit:
+            memory.trim()
             raise TooMuchError
         memory.grow_heap()
     if at < 0:

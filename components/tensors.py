@@ -19,14 +19,25 @@ import numpy.typing as npt
 from numpy import empty, int32, uint8
 
 from components import numbers, tensor_kernels, value_kernels
-from components.collect import collect
+from components.collect import TooMuchError, collect
 from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
 from components.kernels import NO_ROOM
 from components.scratch import scratch
 from components.tensor_kernels import CARRIERS, gather_cells
 from dag.layout import ByteColumn, ColumnRun, Source, column_runs
 from shared.datatypes import DataType
-from shared.shm_matrix import ABSENT, IDENTITY, ODD, Bytes, CellBlock, Rows, ShmMatrix, TextColumn, VarBlock
+from shared.shm_matrix import (
+    ABSENT,
+    IDENTITY,
+    ODD,
+    Bytes,
+    CellBlock,
+    MatrixFull,
+    Rows,
+    ShmMatrix,
+    TextColumn,
+    VarBlock,
+)
 
 __all__ = ["Misfit", "PlainCells", "Tensor", "TensorInput"]
 
@@ -432,7 +443,10 @@ class TensorInput:
         return part.plain(matrix) if isinstance(part, _Cells) else None
 
     def build(self, matrix: ShmMatrix, rows: Rows) -> tuple[Tensor, Sequence[Misfit]]:
-        """The tensor of these rows (int32 [n]), and the values that do not fit."""
+        """The tensor of these rows (int32 [n]), and the values that do not fit.
+
+        Raises MatrixFull where values say how many bytes there are, and that is more than one request may take.
+        """
         if self._is_text:
             if self._runs is not None and (tensor := self._collect(matrix, rows, self._runs)) is not None:
                 return tensor, ()
@@ -456,6 +470,8 @@ class TensorInput:
             if fitting is None:
                 return self._blank_tensor(columns, sum(counts), misfits), misfits
             counts = fitting
+        if self._free and sum(counts) * self._size * len(rows) > matrix.slot.limit:
+            raise self._too_much(matrix)
         parts = [
             column.pad(count, misfits) if isinstance(column, _Ragged) else column
             for column, count in zip(columns, counts, strict=True)
@@ -524,7 +540,10 @@ class TensorInput:
             return None
         if self._text_vector and self._brought(matrix):
             return self._split_by_kernel(matrix, rows)
-        found = collect(matrix, runs, rows, raw=False)
+        try:
+            found = collect(matrix, runs, rows, raw=False, limit=matrix.slot.limit)
+        except TooMuchError:
+            raise self._too_much(matrix) from None
         if found is None:
             return None
         for run in runs:
@@ -542,9 +561,19 @@ class TensorInput:
             )
             if size != NO_ROOM:
                 break
+            if len(memory.out) >= matrix.slot.limit:
+                raise self._too_much(matrix)
             memory.grow_out()
         assert size >= 0, size
         return Tensor(self._resolved(len(self.sources)), None, memory.written(size), ends)
+
+    def _too_much(self, matrix: ShmMatrix) -> MatrixFull:
+        """The error of a tensor that takes more than one request may: values that all rows share add up."""
+        scratch().trim()
+        return MatrixFull(
+            f"input {self.name!r} takes more bytes than one request may: "
+            f"the limit is {matrix.slot.limit} (INFERFLOW_MAX_MATRIX_BYTES)"
+        )
 
     def _split_by_kernel(self, matrix: ShmMatrix, rows: Rows) -> Tensor | None:
         """The tensor of texts such as `a:b:c`; None when one has another number of elements than others."""
@@ -567,6 +596,8 @@ class TensorInput:
             )
             if size != NO_ROOM:
                 break
+            if len(memory.out) >= matrix.slot.limit:
+                raise self._too_much(matrix)
             memory.grow_out()
         return Tensor(self._resolved(self._known), None, memory.written(size), ends) if size >= 0 else None
 
@@ -691,6 +722,11 @@ class TensorInput:
                 [text or blank for text, blank in zip(line, blanks, strict=True)]
                 for line in zip(*columns, strict=True)
             ]
+        size = 0
+        for line in lines:
+            size += 4 * len(line) + sum(map(len, line))
+            if size > matrix.slot.limit:
+                raise self._too_much(matrix)
         return Tensor.of_texts(self._resolved(len(lines[0]) if lines else 1), lines), misfits
 
     def _split(self, texts: Sequence[bytes], misfits: list[Misfit]) -> list[list[bytes]]:
@@ -701,12 +737,13 @@ class TensorInput:
         count = self._known
         if self._free:
             count = _usual([len(line) for line in lines if line and self._fits(len(line))]) or count
+        blank = [NOTHING] * count
         for position, line in enumerate(lines):
             if len(line) == count:
                 continue
             if line:
                 misfits.append(_wrong_count(position, self.sources[0].name, len(line), count))
-            lines[position] = [NOTHING] * count
+            lines[position] = blank
         return lines
 
     def _blank(self, source: Source) -> bytes:

@@ -865,7 +865,8 @@ class Settings:
         metadata=env(
             "INFERFLOW_MAX_MATRIX_BYTES",
             _size(64 * KIB, 64 * GIB),
-            "Largest matrix of one request, its body included. Above: RESOURCE_EXHAUSTED. "
+            "Largest matrix of one request, its body included, and largest input of texts, or of a free dimension, "
+            "that a model gets. Above: RESOURCE_EXHAUSTED. "
             "At most INFERFLOW_MATRIX_BYTES.",
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from components.scratch import Scratch, scratch
+from components.scratch import KEPT, Scratch, scratch
 
 
 def test_each_thread_has_its_own() -> None:
@@ -35,6 +35,22 @@ def test_memory_grows_and_what_was_appended_stays() -> None:
     end = memory.append(end, bytes(heap) + b"z")
     assert memory.heap[:end].tobytes() == b"abc" + bytes(heap) + b"z"
     assert len(memory.grow_heap()) == len(memory.heap) == 4 * heap
+
+
+def test_what_is_large_is_given_back_when_the_work_is_done() -> None:
+    memory = Scratch()
+    while len(memory.out) <= KEPT:
+        memory.grow_out()
+    memory.append(0, bytes(KEPT + 1))
+    memory.out[:3] = 7
+    assert memory.written(3) == b"\7\7\7"
+    assert len(memory.out) == len(memory.heap) == KEPT
+    memory.out[:1] = 8
+    assert memory.written(1) == b"\x08"  # of the new one
+    out, heap = memory.out, memory.heap
+    memory.trim()
+    assert memory.out is out
+    assert memory.heap is heap
 
 
 def test_carriers_are_as_many_as_are_asked_for() -> None:

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import numbers
+from components.scratch import KEPT, scratch
 from components.tensors import Misfit, Tensor, TensorInput
 from components.triton_wire import split_bytes
 from dag.layout import Layout, LayoutBuilder
 from shared.datatypes import DataType
-from shared.shm_matrix import CellBlock, ShmMatrix, Slot, TextColumn, TypedColumn, VarBlock
+from shared.shm_matrix import CellBlock, MatrixFull, ShmMatrix, Slot, TextColumn, TypedColumn, VarBlock
 from tests.components.running import matrix_pool
 
 NUMERIC = [kind for kind in DataType if kind and not kind.is_vector and kind is not DataType.STRING]
@@ -496,6 +497,25 @@ def test_what_all_rows_have_is_parsed_once(shape: list[int], monkeypatch: pytest
             assert not tensor.cells.any()
             assert [misfit.position for misfit in misfits] == marked
             assert len([text for text in parsed if text]) == 2  # the kernels' way and the reference
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize(
+    ("name", "target", "shape"),
+    [("v", BYTES, [1]), ("t", BYTES, [9_001]), ("w", BYTES, [2, -1]), ("v", FP64, [2, -1])],
+)
+def test_what_all_rows_have_adds_up_to_no_more_than_a_request_may_take(
+    name: str, target: DataType, shape: list[int], reference: bool
+) -> None:
+    texts = {"t": [b":" * 9_000], "w": [b":" * 9_001]}
+    typed = {"v": (DataType.FP8E4M3.vector, [b"\x81" * 9_000])}
+    with matrix_pool() as slot:
+        columns = Columns(slot, 300, {}, texts, typed)
+        tensor = columns.input([name], target, shape, reference=reference)
+        assert tensor.build(columns.matrix, columns.matrix.all_rows[:2])[1] in ((), [])
+        with pytest.raises(MatrixFull, match="input 'in' takes more bytes than one request may"):
+            tensor.build(columns.matrix, columns.matrix.all_rows)
+        assert max(len(scratch().out), len(scratch().heap)) <= KEPT
 
 
 def test_a_text_is_a_vector_only_where_it_stands_alone() -> None:
