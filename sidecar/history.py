@@ -158,9 +158,8 @@ class History:
                 continue
             numbers[key] = override.revision
         if lasting != self.overrides:
-            self._ledger.overrides = (
-                lasting  # it is the source that ends a rollback: a restart would find the same
-            )
+            # It is the source that ends a rollback: a restart would find the same.
+            self._ledger.overrides = lasting
             try:
                 self._save()
             except OSError as error:
