@@ -96,7 +96,7 @@ def _comparison(compare: Callable[[Floats, Floats], npt.NDArray[np.bool_]]) -> C
 
 def _norm_min_max(column: Floats) -> Floats:
     """(x − min) / (max − min), NaN left out of both; 1 everywhere when they are equal."""
-    low, high = np.fmin.reduce(column), np.fmax.reduce(column)
+    low, high = np.fmin.reduce(column) + 0, np.fmax.reduce(column)  # the sign of a zero would be by chance
     return np.ones_like(column) if low == high else (column - low) / (high - low)
 
 
@@ -126,7 +126,7 @@ def _norm_percentile(low: int, high: int) -> Callable[[Floats], Floats]:
         _refuse_where(np.isnan(column), "NaN in a column to be normed by percentiles")
         if len(column) == 1:
             return np.ones_like(column)
-        ordered = np.sort(column)
+        ordered = np.sort(column) + 0  # zeros of either sign are sorted by chance
         bottom, top = _percentile(ordered, low), _percentile(ordered, high)
         return column - 1 if bottom == top else (column - bottom) / (top - bottom)
 

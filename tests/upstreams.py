@@ -293,7 +293,7 @@ UNARY: Mapping[str, Callable[[Any], Any]] = {
     "log": np.log,
     "abs": np.abs,
     "percentile_rank": _rank,
-    "norm_min_max": lambda values: (values - values.min()) / (values.max() - values.min()),
+    "norm_min_max": lambda values: (values - (values.min() + 0)) / (values.max() - values.min()),
 }
 
 

@@ -334,6 +334,16 @@ def test_aggregates_against_their_formulas(dtype: type, values: list[float]) -> 
         assert scores("a norm_percentile_5_95") == pytest.approx(expected, rel=1e-2, abs=tolerance)
 
 
+@pytest.mark.parametrize("rows", [3, 8, 37])
+def test_the_sign_of_a_zero_is_that_of_its_row(rows: int) -> None:
+    """Which of two zeros is the least one depends on where a vector loop ends."""
+    zeros = [-0.0 if row % 3 else 0.0 for row in range(rows - 1)]
+    for column in ([*zeros, 1.0], [1.0, *reversed(zeros)]):
+        for text in ("a norm_min_max", "a norm_percentile_0_99"):
+            found = parse(text).evaluate({"a": np.array(column)}, rows, np.float64)
+            assert np.array_equal(np.signbit(found), np.signbit(column))
+
+
 @BOTH
 def test_percentiles_that_are_infinite(dtype: type) -> None:
     """The 99th percentile of 101 rows is one of them: it must not be interpolated with another infinity."""
