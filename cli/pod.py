@@ -215,10 +215,8 @@ class Pod:
         return next(one for one in self.processes() if one.name == name)
 
     def _serves(self, process: Process) -> bool:
-        if process.state not in ("STARTING", "RUNNING"):
-            return False
         if process.group == "worker":  # it says so itself, perhaps within supervisord's startsecs
-            return self._version(process) > 0
+            return process.state in ("STARTING", "RUNNING") and self._version(process) > 0
         if process.state != "RUNNING":
             return False
         if process.group == "config":

@@ -7,8 +7,8 @@ replaced by what the request brought.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from dag.layout import ByteColumn, Source
 from shared.datatypes import DataType
 from shared.shm_matrix import ABSENT, VALUE, Block, CellBlock, Rows, ShmMatrix
 
-__all__ = ["Cells", "byte_values", "cells", "elements", "fallback", "text_of", "texts"]
+__all__ = ["Cells", "byte_values", "cells", "elements", "fallback", "once_each", "text_of", "texts"]
+
+T = TypeVar("T")
 
 
 class Cells(NamedTuple):
@@ -95,14 +97,19 @@ def text_of(values: Sequence[bytes], kind: DataType) -> list[bytes]:
     if kind.element is DataType.STRING:
         return list(values)
     if kind.is_vector:
-        forms = {raw: _vector_form(raw, kind) for raw in set(values)}  # all rows may have the same
-        return [forms[raw] for raw in values]
+        return once_each(lambda raw: _vector_form(raw, kind), values)
     size = kind.size
     if all(len(raw) == size for raw in values):
         return numbers.text(np.frombuffer(b"".join(values), kind.dtype), kind)
     fits = [raw for raw in values if len(raw) == size]
-    numbers_of = iter(numbers.text(np.frombuffer(b"".join(fits), kind.dtype), kind))
-    return [next(numbers_of) if len(raw) == size else b"" for raw in values]
+    forms = iter(numbers.text(np.frombuffer(b"".join(fits), kind.dtype), kind))
+    return [next(forms) if len(raw) == size else b"" for raw in values]
+
+
+def once_each(convert: Callable[[bytes], T], values: Sequence[bytes]) -> list[T]:
+    """What each value becomes. One that many rows share is converted once: it may be long."""
+    converted = {value: convert(value) for value in set(values)}
+    return [converted[value] for value in values]
 
 
 def _vector_form(raw: bytes, kind: DataType) -> bytes:

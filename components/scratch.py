@@ -15,9 +15,8 @@ from shared.shm_matrix import Bytes
 
 __all__ = ["KEPT", "Scratch", "scratch"]
 
-KEPT: Final = (
-    8 << 20
-)  # bytes of `out`, and of `heap`, that are kept: one large request need not stay in memory
+KEPT: Final = 8 << 20
+"""Bytes of `out`, and of `heap`, that are kept: one large request need not stay in memory."""
 
 
 class Scratch:

@@ -20,7 +20,7 @@ from numpy import empty, int32, uint8
 
 from components import numbers, tensor_kernels, value_kernels
 from components.collect import TooMuchError, collect
-from components.columns import byte_states, byte_values, cells, elements, fallback, text_of, texts
+from components.columns import byte_states, byte_values, cells, elements, fallback, once_each, text_of, texts
 from components.kernels import NO_ROOM
 from components.scratch import scratch
 from components.tensor_kernels import CARRIERS, gather_cells
@@ -561,11 +561,16 @@ class TensorInput:
             )
             if size != NO_ROOM:
                 break
-            if len(memory.out) >= matrix.slot.limit:
-                raise self._too_much(matrix)
-            memory.grow_out()
+            self._make_room(matrix)
         assert size >= 0, size
         return Tensor(self._resolved(len(self.sources)), None, memory.written(size), ends)
+
+    def _make_room(self, matrix: ShmMatrix) -> None:
+        """Has a kernel more room to write in, while there is less than one request may take. Raises MatrixFull."""
+        memory = scratch()
+        if len(memory.out) >= matrix.slot.limit:
+            raise self._too_much(matrix)
+        memory.grow_out()
 
     def _too_much(self, matrix: ShmMatrix) -> MatrixFull:
         """The error of a tensor that takes more than one request may: values that all rows share add up."""
@@ -596,9 +601,7 @@ class TensorInput:
             )
             if size != NO_ROOM:
                 break
-            if len(memory.out) >= matrix.slot.limit:
-                raise self._too_much(matrix)
-            memory.grow_out()
+            self._make_room(matrix)
         return Tensor(self._resolved(self._known), None, memory.written(size), ends) if size >= 0 else None
 
     def _column(self, matrix: ShmMatrix, number: int, rows: Rows, misfits: list[Misfit]) -> Array | _Ragged:
@@ -630,15 +633,17 @@ class TensorInput:
         name, target = self.sources[number].name, self.data_type
         if kind.element is DataType.STRING:
             if self._text_vector:
-                parsed = {text: numbers.parse_vector(text, target) if text else None for text in set(values)}
-                return _Ragged(name, [parsed[text] for text in values], target)
+                return _Ragged(
+                    name,
+                    once_each(lambda text: numbers.parse_vector(text, target) if text else None, values),
+                    target,
+                )
             read_as = self._text_types[number].element
             if read_as is DataType.STRING:
                 read_as = target
             return numbers.convert(numbers.parse(values, read_as), read_as, target).reshape(-1, 1)
         if kind.is_vector:
-            converted = {raw: _element_wise(raw, kind, target) for raw in set(values)}
-            return _Ragged(name, [converted[raw] for raw in values], target)
+            return _Ragged(name, once_each(lambda raw: _element_wise(raw, kind, target), values), target)
         size = kind.size
         blank = bytes(size)
         packed = b"".join(raw if len(raw) == size else blank for raw in values)
@@ -731,9 +736,7 @@ class TensorInput:
 
     def _split(self, texts: Sequence[bytes], misfits: list[Misfit]) -> list[list[bytes]]:
         """Texts such as `a:b:c` as their elements, in every row the same number of them."""
-        # A text that many rows have is split once.
-        parts = {text: [part or NOTHING for part in text.split(b":")] if text else [] for text in set(texts)}
-        lines = [parts[text] for text in texts]
+        lines = once_each(lambda text: [part or NOTHING for part in text.split(b":")] if text else [], texts)
         count = self._known
         if self._free:
             count = _usual([len(line) for line in lines if line and self._fits(len(line))]) or count

@@ -247,9 +247,11 @@ class Http2Connection(asyncio.Protocol):
         self._end_when_sent()
 
     def _end_when_sent(self) -> None:
+        if self.closed:
+            return
         if self.codec.want_write:
             self.mark_dirty()
-        elif not self.closed:
+        else:
             self._close_transport()
             self._end(self._finished)
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from shared.rundir import UnixListener
 from sidecar.admin import Admin
-from sidecar.config import ConfigSidecar
 from sidecar.steering import Steering
-from tests.sidecar.test_config import Shelf, Worker
+from tests.sidecar.test_config import Shelf, Worker, on_shelf
 
 __all__ = ["Steered", "steered"]
 
@@ -58,20 +56,12 @@ class Steered:
 @contextlib.asynccontextmanager
 async def steered(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterator[Steered]:
     """A sidecar on a shelf, steered over HTTP on a port of its own."""
-    path = run_dir / "config.sock"
-    one = ConfigSidecar(
-        asyncio.get_running_loop(),
-        UnixListener(path),
-        shelf,
-        run_dir / "state",
-        check_expressions=True,
-        limit=limit,
-    )
+    one = on_shelf(run_dir, shelf, limit)
     admin = Admin(Steering(one), run_dir)
     await admin.listen("127.0.0.1", 0)
     stop = asyncio.Event()
     running = asyncio.create_task(one.run(stop))
-    worker = Worker(path)
+    worker = Worker(run_dir / "config.sock")
     await worker.until(lambda worker: True)
     try:
         yield Steered(shelf, worker, admin.port)

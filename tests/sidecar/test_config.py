@@ -170,18 +170,23 @@ class Shelf:
         self._changed.set()
 
 
-@contextlib.asynccontextmanager
-async def sidecar(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterator[Path]:
-    """A running sidecar; gives the path of its socket."""
-    path = run_dir / "config.sock"
-    one = ConfigSidecar(
+def on_shelf(run_dir: Path, shelf: Shelf, limit: float) -> ConfigSidecar:
+    """A sidecar whose source is a shelf, and whose socket `config.sock`."""
+    return ConfigSidecar(
         asyncio.get_running_loop(),
-        UnixListener(path),
+        UnixListener(run_dir / "config.sock"),
         shelf,
         run_dir / "state",
         check_expressions=True,
         limit=limit,
     )
+
+
+@contextlib.asynccontextmanager
+async def sidecar(run_dir: Path, shelf: Shelf, limit: float = 30) -> AsyncIterator[Path]:
+    """A running sidecar; gives the path of its socket."""
+    path = run_dir / "config.sock"
+    one = on_shelf(run_dir, shelf, limit)
     assert repr(one).startswith("<ConfigSidecar <Activation active")
     stop = asyncio.Event()
     running = asyncio.create_task(one.run(stop))
